@@ -1,0 +1,1 @@
+"""Robot limits, kinematics, trajectories and the gates that every command passes."""

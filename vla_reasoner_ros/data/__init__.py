@@ -1,0 +1,1 @@
+"""Streams, bags and episodes: from recordings and live topics to aligned observations."""

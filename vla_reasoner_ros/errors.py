@@ -1,0 +1,25 @@
+"""Named errors. Each message says what is wrong, what was expected and what came."""
+
+
+class VlaReasonerError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigurationError(VlaReasonerError, ValueError):
+    """A parameter, file or combination of components that cannot work; raised at configure."""
+
+
+class ObservationError(VlaReasonerError, ValueError):
+    """An observation, or a message that should become part of one, is unusable."""
+
+
+class ActionChunkError(VlaReasonerError, ValueError):
+    """An action chunk breaks its own specification (width, finiteness, time step)."""
+
+
+class ModelError(VlaReasonerError, RuntimeError):
+    """A learned model failed or answered with the wrong shape, type or a non-finite number."""
+
+
+class InstructionError(VlaReasonerError, ValueError):
+    """An instruction that the policy does not know."""

@@ -1,0 +1,1 @@
+"""Closed loops, paired statistics and reports."""

@@ -1,0 +1,1 @@
+"""Thin nodes: wiring only."""

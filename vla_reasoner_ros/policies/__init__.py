@@ -1,0 +1,1 @@
+"""Frozen policies behind one protocol; one file per backend, imported when named."""

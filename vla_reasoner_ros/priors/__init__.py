@@ -1,0 +1,1 @@
+"""Priors behind one protocol: where candidate actions come from, without asking the policy."""

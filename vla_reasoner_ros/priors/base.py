@@ -1,0 +1,47 @@
+"""What the search asks of a prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_reasoner_ros.types import ActionSpec
+
+Actions = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidate macro-actions of a batch of nodes.
+
+    Attributes:
+        actions: (B, K, M, D), SI units of the prior's spec.
+        log_density: (B, K) log of the prior's density at each, up to one constant per node.
+        origins: (K,) the name of the prior that drew each column.
+    """
+
+    actions: Actions
+    log_density: NDArray[np.float64]
+    origins: tuple[str, ...]
+
+
+class Prior(Protocol):
+    """A density over actions that the search draws candidates from."""
+
+    name: str
+    spec: ActionSpec
+
+    def sample(self, reference: Actions, count: int, rng: np.random.Generator) -> Candidates:
+        """Draw candidates around, or regardless of, each node's reference macro-action.
+
+        Args:
+            reference: (B, M, D) the policy's own segment at each node, SI units.
+            count: K, candidates per node.
+            rng: the only source of randomness.
+        """
+
+    def log_density(self, actions: Actions, reference: Actions) -> NDArray[np.float64]:
+        """(B, K) log density of (B, K, M, D) actions given the (B, M, D) references."""

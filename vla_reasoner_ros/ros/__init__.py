@@ -1,0 +1,1 @@
+"""The ROS side: conversion, parameters, QoS, diagnostics, the lifecycle base."""

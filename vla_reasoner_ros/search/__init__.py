@@ -1,0 +1,1 @@
+"""Tree search over continuous actions; knows models only as callables."""

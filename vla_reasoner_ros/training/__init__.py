@@ -1,0 +1,1 @@
+"""Training of prior, value, world model and policy from recordings, and their report cards."""

@@ -1,0 +1,1 @@
+"""Values behind one protocol: progress toward the instruction on imagined states."""

@@ -1,0 +1,1 @@
+"""World models behind one protocol; one file per implementation, imported when named."""
