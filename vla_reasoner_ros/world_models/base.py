@@ -14,7 +14,7 @@ Slots = NDArray[np.int64]
 
 
 class WorldModel(Protocol):
-    """s_{i+1} = W(s_i, a_i) over macro-actions, batched over leaves (arXiv 2509.22643, section III).
+    """s_{i+1} = W(s_i, a_i) over macro-actions, batched over leaves (arXiv 2509.22643).
 
     States never leave the model: the tree knows them by slot number. Slot 0 is the root.
     """
