@@ -1,0 +1,74 @@
+import sys
+import types
+
+import pytest
+
+from vla_reasoner_ros import cli
+from vla_reasoner_ros.errors import ModelError
+
+
+@pytest.fixture
+def verb(monkeypatch):
+    """A verb whose body the test gives."""
+
+    def install(body, name="try it"):
+        module = types.ModuleType("a_verb")
+        module.__doc__ = "Do a thing.\n\nAt length."
+        module.add_arguments = lambda parser: parser.add_argument("--number", type=int, default=1)
+        module.run = body
+        monkeypatch.setitem(sys.modules, "a_verb", module)
+        monkeypatch.setitem(cli.VERBS, name, cli.Verb("do a thing", "a_verb"))
+
+    return install
+
+
+def test_a_nested_verb_gets_its_arguments_and_gives_its_exit_code(verb):
+    verb(lambda arguments: arguments.number)
+    assert cli.main(["try", "it", "--number", "7"]) == 7
+
+
+def test_an_error_of_ours_is_one_line_on_stderr_and_exit_code_2(verb, capsys):
+    def fail(arguments):
+        raise ModelError("weights of 'small_vla':\n  truncated")
+
+    verb(fail)
+    assert cli.main(["try", "it"]) == 2
+    assert capsys.readouterr().err == "vla-reasoner: weights of 'small_vla': truncated\n"
+
+
+def test_an_error_of_the_program_is_not_hidden(verb):
+    def fail(arguments):
+        raise ZeroDivisionError
+
+    verb(fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["try", "it"])
+
+
+def test_interrupt_is_exit_code_130(verb):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    verb(interrupted)
+    assert cli.main(["try", "it"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["evaluat"], "did you mean evaluate?"),
+        (["train", "polcy"], "did you mean train policy?"),
+        (["train"], "no verb 'train'"),
+    ],
+)
+def test_an_unknown_verb_is_named_and_the_nearest_suggested(words, expected, capsys):
+    assert cli.main(words) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
+def test_help_lists_the_verbs(words, capsys):
+    assert cli.main(words) == 0
+    listed = capsys.readouterr().out
+    assert "train policy" in listed
+    assert ("evaluate" in listed) == (words != ["train", "--help"])

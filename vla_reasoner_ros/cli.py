@@ -1,0 +1,133 @@
+"""``vla-reasoner <verb>``: all work away from the robot, from one table of verbs.
+
+A verb is a module with ``add_arguments(parser)`` and ``run(arguments) -> int``, the exit code. It
+is imported when its verb is typed, so that one verb never pays for another's libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vla_reasoner_ros import __version__
+from vla_reasoner_ros.errors import ConfigurationError, VlaReasonerError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: the line that ``--help`` shows and the module that does it."""
+
+    help: str
+    module: str
+
+
+VERBS: dict[str, Verb] = {
+    "demo-data": Verb(
+        "record demonstrations and failures in the simulator",
+        "vla_reasoner_ros.training.demo_data",
+    ),
+    "branches": Verb(
+        "record branched decisions: many candidates from the same state",
+        "vla_reasoner_ros.training.branches",
+    ),
+    "train policy": Verb(
+        "behaviour cloning of the small policy", "vla_reasoner_ros.training.policy"
+    ),
+    "train prior": Verb("density over demonstrated actions", "vla_reasoner_ros.training.prior"),
+    "train encoder": Verb(
+        "image encoder of the value and the world model", "vla_reasoner_ros.training.encoder"
+    ),
+    "train value": Verb("progress toward the instruction", "vla_reasoner_ros.training.value"),
+    "train world-model": Verb("latent dynamics", "vla_reasoner_ros.training.world_model"),
+    "report-card": Verb(
+        "judge the models on held-out branched decisions",
+        "vla_reasoner_ros.training.report_card",
+    ),
+    "evaluate": Verb(
+        "closed-loop success with and without search on paired seeds",
+        "vla_reasoner_ros.evaluation.evaluate",
+    ),
+    "report": Verb("write an HTML report of an evaluation", "vla_reasoner_ros.evaluation.report"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: the command line without the program's name; ``sys.argv`` when None.
+
+    Returns:
+        The verb's exit code; 2 for an error, told in one line on stderr; 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[-1] in ("-h", "--help") and " ".join(words[:-1]) in ("", "train")):
+        print(_overview(" ".join(words[:-1])))
+        return 0
+    if words == ["--version"]:
+        print(__version__)
+        return 0
+    try:
+        name, rest = _find(words)
+        module = importlib.import_module(VERBS[name].module)
+        parser = argparse.ArgumentParser(
+            prog=f"vla-reasoner {name}", description=_first_paragraph(module)
+        )
+        module.add_arguments(parser)
+        return int(module.run(parser.parse_args(rest)))
+    except VlaReasonerError as error:
+        print(f"vla-reasoner: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except ImportError as error:
+        print(f"vla-reasoner: {error}; is the extra that brings it installed?", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("vla-reasoner: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _find(words: list[str]) -> tuple[str, list[str]]:
+    """The verb that the words begin with, and the rest.
+
+    Raises:
+        ConfigurationError: no verb begins so; the message suggests the nearest.
+    """
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in VERBS:
+            return name, words[length:]
+    typed = " ".join(words[:2] if words[0] in {v.split()[0] for v in VERBS} else words[:1])
+    near = difflib.get_close_matches(typed, VERBS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigurationError(f"there is no verb {typed!r}{hint} (vla-reasoner --help lists them)")
+
+
+def _overview(prefix: str = "") -> str:
+    """The verbs that begin with ``prefix``, one a line."""
+    lines = [f"  {name:<20}{verb.help}" for name, verb in VERBS.items() if name.startswith(prefix)]
+    return "\n".join(
+        [
+            "usage: vla-reasoner VERB [OPTION ...]",
+            "",
+            *lines,
+            "",
+            "vla-reasoner VERB --help tells a verb's options.",
+        ]
+    )
+
+
+def _first_paragraph(module: Any) -> str:
+    return (module.__doc__ or "").strip().split("\n\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
