@@ -1,0 +1,377 @@
+"""Robots as data: kinematics, limits and workspace, read strictly from ``config/robots/*.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.paths import share_directory
+from vla_reasoner_ros.types import FloatArray
+
+CONVENTIONS = ("modified", "standard")
+
+
+@dataclass(frozen=True)
+class FixedFrame:
+    """A frame fixed to the one before it.
+
+    Attributes:
+        name: the frame's name.
+        translation: (3,) m.
+        rpy: (3,) roll, pitch, yaw about the fixed axes, rad.
+    """
+
+    name: str
+    translation: FloatArray
+    rpy: FloatArray
+
+
+@dataclass(frozen=True)
+class VelocityEnvelope:
+    """A velocity limit that shrinks toward the ends of travel, as the FR3 has it.
+
+    ``dq <= max(0, -offset + sqrt(gain (position_max - q)))`` and, mirrored,
+    ``dq >= -max(0, -offset + sqrt(gain (q - position_min)))`` (libfranka, ``rate_limiting.h``).
+
+    Attributes:
+        offset: (J,) rad/s.
+        gain: (J,) rad/s^2.
+        position_min, position_max: (J,) rad, where the square root reaches zero.
+    """
+
+    offset: FloatArray
+    gain: FloatArray
+    position_min: FloatArray
+    position_max: FloatArray
+
+    def bounds(self, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The lowest (negative) and highest velocity at positions (..., J), each (..., J) rad/s."""
+        above = np.sqrt(self.gain * np.maximum(self.position_max - positions, 0.0))
+        below = np.sqrt(self.gain * np.maximum(positions - self.position_min, 0.0))
+        return (
+            -np.maximum(below - self.offset, 0.0),
+            np.maximum(above - self.offset, 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class JointLimits:
+    """What the joints can do; every array is (J,).
+
+    Attributes:
+        position_min, position_max: rad.
+        velocity: largest speed, rad/s.
+        acceleration: rad/s^2.
+        jerk: rad/s^3.
+        torque: N m.
+        velocity_envelope: the position-dependent velocity limit on top; None when there is none.
+    """
+
+    position_min: FloatArray
+    position_max: FloatArray
+    velocity: FloatArray
+    acceleration: FloatArray
+    jerk: FloatArray
+    torque: FloatArray
+    velocity_envelope: VelocityEnvelope | None = None
+
+
+@dataclass(frozen=True)
+class CartesianLimits:
+    """What the end effector may do; SI units, radians."""
+
+    linear_velocity: float
+    linear_acceleration: float
+    linear_jerk: float
+    angular_velocity: float
+    angular_acceleration: float
+    angular_jerk: float
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The box that the TCP must stay in: corners (3,) in the robot's base frame, m."""
+
+    min: FloatArray
+    max: FloatArray
+
+
+@dataclass(frozen=True)
+class Robot:
+    """One arm of J revolute joints.
+
+    Attributes:
+        name: the preset's name.
+        joint_names: the J joints from base to flange.
+        base_frame: the frame that poses and the workspace are expressed in.
+        convention: ``modified`` (Craig) or ``standard`` (distal) Denavit-Hartenberg parameters.
+        dh: (J, 3): a (m), d (m), alpha (rad) of each joint; theta is the joint position.
+        tool_frames: the fixed frames behind the last joint; the last one is the TCP.
+        home: (J,) rad.
+        limits: the joint limits in force.
+        cartesian: the limits of the TCP.
+        workspace: the box that the TCP must stay in.
+        gripper_opening: distance between the fully open fingers, m; None without a gripper.
+    """
+
+    name: str
+    joint_names: tuple[str, ...]
+    base_frame: str
+    convention: str
+    dh: FloatArray
+    tool_frames: tuple[FixedFrame, ...]
+    home: FloatArray
+    limits: JointLimits
+    cartesian: CartesianLimits
+    workspace: Workspace
+    gripper_opening: float | None
+
+    @property
+    def joints(self) -> int:
+        """The number J of joints."""
+        return len(self.joint_names)
+
+    @property
+    def tcp_frame(self) -> str:
+        """The name of the tool centre point's frame."""
+        return self.tool_frames[-1].name
+
+
+def available_robots() -> tuple[str, ...]:
+    """The names of the shipped presets."""
+    return tuple(sorted(path.stem for path in _directory().glob("*.yaml")))
+
+
+def load_robot(name_or_path: str | Path, limits: str = "") -> Robot:
+    """Read a robot file.
+
+    Args:
+        name_or_path: the name of a shipped preset (``fr3``, ``panda``, ``ur5e``, ``ur10e``) or the
+            path of a YAML file of the same form.
+        limits: which of the file's limit sets to use; empty means the file's default.
+
+    Raises:
+        ConfigurationError: no such file; or a key is unknown or missing, a list has the wrong
+            length, a number is not finite, a limit is not positive, a minimum exceeds its maximum,
+            home is out of range. The message names file and field.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = _directory() / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise ConfigurationError(
+                f"robot {str(name_or_path)!r} is unknown; known are {', '.join(available_robots())}"
+                ", or give the path of a .yaml file"
+            )
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"robot file {path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"robot file {path}: not valid YAML: {error}") from error
+    return _robot(_Section(content, str(path), ""), limits)
+
+
+def _directory() -> Path:
+    return share_directory() / "config" / "robots"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not a silent replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                line = node.value[index][0].start_mark.line + 1
+                raise yaml.YAMLError(f"key {key!r} stands twice, again in line {line}")
+        return super().construct_mapping(node, deep)
+
+
+class _Section:
+    """One mapping of the file; every read is checked and every key must be read."""
+
+    def __init__(self, content: Any, file: str, name: str) -> None:
+        self.file = file
+        self.name = name
+        if not isinstance(content, Mapping):
+            raise self.error("", "a mapping", content)
+        self.content = content
+
+    def error(self, key: str, expected: str, found: Any) -> ConfigurationError:
+        field = ".".join(part for part in (self.name, key) if part) or "the file"
+        return ConfigurationError(
+            f"robot file {self.file}: {field}: expected {expected}, got {found!r}"
+        )
+
+    def keys(self, *expected: str) -> None:
+        unknown = [key for key in self.content if key not in expected]
+        missing = [key for key in expected if key not in self.content]
+        if unknown or missing:
+            parts = [f"unknown key {key!r}" for key in unknown]
+            parts += [f"missing key {key!r}" for key in missing]
+            where = f"{self.name}: " if self.name else ""
+            raise ConfigurationError(f"robot file {self.file}: {where}{', '.join(parts)}")
+
+    def section(self, key: str) -> _Section:
+        return _Section(self.content[key], self.file, f"{self.name}.{key}" if self.name else key)
+
+    def text(self, key: str) -> str:
+        value = self.content[key]
+        if not isinstance(value, str) or not value:
+            raise self.error(key, "a name", value)
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.content[key]
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            raise self.error(key, "a list of names", value)
+        if len(set(value)) != len(value):
+            raise self.error(key, "names that differ", value)
+        return tuple(value)
+
+    def number(self, key: str, positive: bool = False) -> float:
+        return float(self._numbers(key, [self.content[key]], positive)[0])
+
+    def numbers(self, key: str, length: int, positive: bool = False) -> FloatArray:
+        value = self.content[key]
+        if not isinstance(value, list) or len(value) != length:
+            raise self.error(key, f"a list of {length} numbers", value)
+        return self._numbers(key, value, positive)
+
+    def _numbers(self, key: str, values: Sequence[Any], positive: bool) -> FloatArray:
+        for value in values:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not np.isfinite(value) or (positive and value <= 0.0):
+                raise self.error(key, f"finite {'positive ' if positive else ''}numbers", value)
+        array = np.array(values, dtype=np.float64)
+        array.setflags(write=False)
+        return array
+
+
+def _robot(root: _Section, limit_set: str) -> Robot:
+    root.keys(
+        "name",
+        "base_frame",
+        "joint_names",
+        "kinematics",
+        "tool_frames",
+        "home",
+        "default_limits",
+        "limits",
+        "cartesian",
+        "workspace",
+        "gripper",
+    )
+    joint_names = root.texts("joint_names")
+    joints = len(joint_names)
+    convention, dh = _kinematics(root.section("kinematics"), joints)
+    sets = root.section("limits")
+    chosen = limit_set or root.text("default_limits")
+    known = {name: _joint_limits(sets.section(name), joints) for name in sets.content}
+    if chosen not in known:
+        raise root.error("default_limits", f"one of {', '.join(known)}", chosen)
+    limits = known[chosen]
+    home = root.numbers("home", joints)
+    if np.any(home < limits.position_min) or np.any(home > limits.position_max):
+        raise root.error("home", f"positions within limits.{chosen}", home.tolist())
+    return Robot(
+        name=root.text("name"),
+        joint_names=joint_names,
+        base_frame=root.text("base_frame"),
+        convention=convention,
+        dh=dh,
+        tool_frames=_tool_frames(root),
+        home=home,
+        limits=limits,
+        cartesian=_cartesian(root.section("cartesian")),
+        workspace=_workspace(root.section("workspace")),
+        gripper_opening=_gripper(root),
+    )
+
+
+def _kinematics(section: _Section, joints: int) -> tuple[str, FloatArray]:
+    section.keys("convention", "a", "d", "alpha")
+    convention = section.text("convention")
+    if convention not in CONVENTIONS:
+        raise section.error("convention", f"one of {', '.join(CONVENTIONS)}", convention)
+    dh = np.stack([section.numbers(key, joints) for key in ("a", "d", "alpha")], axis=1)
+    dh.setflags(write=False)
+    return convention, dh
+
+
+def _tool_frames(root: _Section) -> tuple[FixedFrame, ...]:
+    entries = root.content["tool_frames"]
+    if not isinstance(entries, list) or not entries:
+        raise root.error("tool_frames", "a list of at least one frame", entries)
+    frames = []
+    for index, entry in enumerate(entries):
+        section = _Section(entry, root.file, f"tool_frames[{index}]")
+        section.keys("name", "translation", "rpy")
+        frames.append(
+            FixedFrame(
+                section.text("name"), section.numbers("translation", 3), section.numbers("rpy", 3)
+            )
+        )
+    return tuple(frames)
+
+
+def _joint_limits(section: _Section, joints: int) -> JointLimits:
+    symmetric = ("velocity", "acceleration", "jerk", "torque")
+    section.keys("position_min", "position_max", *symmetric, "velocity_envelope")
+    minimum, maximum = _range(section, "position_min", "position_max", joints)
+    envelope = None
+    if section.content["velocity_envelope"] is not None:
+        envelope = _envelope(section.section("velocity_envelope"), joints)
+    return JointLimits(
+        minimum,
+        maximum,
+        *(section.numbers(key, joints, positive=True) for key in symmetric),
+        velocity_envelope=envelope,
+    )
+
+
+def _envelope(section: _Section, joints: int) -> VelocityEnvelope:
+    section.keys("offset", "gain", "position_min", "position_max")
+    minimum, maximum = _range(section, "position_min", "position_max", joints)
+    return VelocityEnvelope(
+        section.numbers("offset", joints, positive=True),
+        section.numbers("gain", joints, positive=True),
+        minimum,
+        maximum,
+    )
+
+
+def _range(section: _Section, low: str, high: str, length: int) -> tuple[FloatArray, FloatArray]:
+    minimum, maximum = section.numbers(low, length), section.numbers(high, length)
+    if np.any(minimum >= maximum):
+        index = int(np.argmax(minimum >= maximum))
+        raise section.error(
+            f"{low}[{index}]", f"less than {high}[{index}] = {maximum[index]}", minimum[index]
+        )
+    return minimum, maximum
+
+
+def _cartesian(section: _Section) -> CartesianLimits:
+    names = tuple(CartesianLimits.__dataclass_fields__)
+    section.keys(*names)
+    return CartesianLimits(*(section.number(name, positive=True) for name in names))
+
+
+def _workspace(section: _Section) -> Workspace:
+    section.keys("min", "max")
+    return Workspace(*_range(section, "min", "max", 3))
+
+
+def _gripper(root: _Section) -> float | None:
+    if root.content["gripper"] is None:
+        return None
+    section = root.section("gripper")
+    section.keys("opening")
+    return section.number("opening", positive=True)
