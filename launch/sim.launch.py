@@ -1,0 +1,66 @@
+"""A simulated Franka with cameras, planner with search, and arm controller.
+
+Example: ``ros2 launch vla_reasoner_ros sim.launch.py task:=lift_green seed:=3``
+"""
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import OpaqueFunction
+
+from vla_reasoner_ros.ros import bringup
+
+
+def launch_nodes(context: LaunchContext) -> list:
+    sim = bringup.node(
+        context,
+        "sim_node",
+        parameters={
+            "task": bringup.value(context, "task"),
+            "seed": int(bringup.value(context, "seed")),
+            "real_time_factor": float(bringup.value(context, "real_time_factor")),
+            "lockstep": bringup.is_true(context, "lockstep"),
+            "scene_hook": bringup.value(context, "scene_hook"),
+        },
+    )
+    camera = bringup.node(context, "camera_node")
+    planner = bringup.node(
+        context,
+        "planner_node",
+        parameters={
+            "planner.policy": bringup.value(context, "policy"),
+            "planner.world_model": bringup.value(context, "world_model"),
+        },
+    )
+    controller = bringup.node(
+        context,
+        "arm_controller_node",
+        parameters={"enable_control": bringup.is_true(context, "enable_control")},
+    )
+    return bringup.ordered_startup(context, [sim, camera, controller, planner])
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription(
+        [
+            *bringup.common_arguments(use_sim_time="true"),
+            *bringup.planner_arguments(),
+            bringup.argument("task", "lift_green", "Task of the first episode."),
+            bringup.argument("seed", "0", "Seed of the first episode."),
+            bringup.argument("real_time_factor", "1.0", "Simulated seconds per second at most."),
+            bringup.argument(
+                "lockstep",
+                "false",
+                "Stop the simulated time while the planner thinks.",
+                bringup.TRUTH,
+            ),
+            bringup.argument(
+                "scene_hook", "", "FILE.py:FUNCTION that changes the MjSpec before it is compiled."
+            ),
+            bringup.argument(
+                "enable_control",
+                "true",
+                "Send commands: true here because only a simulation can move.",
+                bringup.TRUTH,
+            ),
+            OpaqueFunction(function=launch_nodes),
+        ]
+    )
