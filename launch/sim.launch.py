@@ -22,20 +22,14 @@ def launch_nodes(context: LaunchContext) -> list:
         },
     )
     camera = bringup.node(context, "camera_node")
-    planner = bringup.node(
-        context,
-        "planner_node",
-        parameters={
-            "planner.policy": bringup.value(context, "policy"),
-            "planner.world_model": bringup.value(context, "world_model"),
-        },
-    )
     controller = bringup.node(
         context,
         "arm_controller_node",
         parameters={"enable_control": bringup.is_true(context, "enable_control")},
     )
-    return bringup.ordered_startup(context, [sim, camera, controller, planner])
+    return bringup.ordered_startup(
+        context, [sim, camera, controller, bringup.planner_node(context)]
+    )
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchContext, LaunchDescriptionEntity
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
+    IncludeLaunchDescription,
     LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
@@ -22,8 +24,9 @@ from launch.actions import (
 )
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
@@ -133,6 +136,18 @@ def node(
     )
 
 
+def planner_node(context: LaunchContext) -> LifecycleNode:
+    """The planner, with the components that the launch arguments name."""
+    return node(
+        context,
+        "planner_node",
+        parameters={
+            "planner.policy": value(context, "policy"),
+            "planner.world_model": value(context, "world_model"),
+        },
+    )
+
+
 def ordered_startup(
     context: LaunchContext, nodes: Sequence[LifecycleNode]
 ) -> list[LaunchDescriptionEntity]:
@@ -166,6 +181,107 @@ def ordered_startup(
     first, *_ = nodes
     entities.append(RegisterEventHandler(OnProcessStart(target_action=first, on_start=turns[0])))
     return [*entities, *nodes]
+
+
+def arm_arguments(robots: Sequence[str], controller: str) -> list[DeclareLaunchArgument]:
+    """The arguments of a launch file that commands a real arm by a trajectory controller.
+
+    Args:
+        robots: the robot files it may be started for, the default first.
+        controller: name of the joint trajectory controller that takes the commands.
+    """
+    return [
+        argument("robot", robots[0], "Robot file in config/robots/ without .yaml.", robots),
+        argument("robot_ip", "", "Address of the robot; needed when the driver is started."),
+        argument("start_driver", "false", "Include the maker's driver.", TRUTH),
+        argument(
+            "enable_control",
+            "false",
+            "Send commands to the arm. While false everything is "
+            "computed and checked, and nothing is sent.",
+            TRUTH,
+        ),
+        argument(
+            "contract",
+            "",
+            "YAML that names the camera and joint state topics; the default "
+            "is the example of this robot in config/contract/.",
+        ),
+        argument("controller", controller, "Joint trajectory controller that takes the commands."),
+        argument("joint_states", "joint_states", "Topic of the measured joint states."),
+        argument("rviz", "false", "Start RViz.", TRUTH),
+    ]
+
+
+def arm_nodes(context: LaunchContext, contract: str) -> list[LaunchDescriptionEntity]:
+    """Cameras, controller and planner for a real arm, started in this order.
+
+    Args:
+        context: holds the launch arguments.
+        contract: file in ``config/`` used when the argument of that name is empty.
+    """
+    robot = value(context, "robot")
+    states = ("joint_states", value(context, "joint_states"))
+    camera = node(
+        context,
+        "camera_node",
+        parameters={
+            "robot": robot,
+            "contract": value(context, "contract") or configuration_file(contract),
+        },
+        remappings=[states],
+    )
+    controller = node(
+        context,
+        "arm_controller_node",
+        parameters={"robot": robot, "enable_control": is_true(context, "enable_control")},
+        remappings=[
+            states,
+            ("joint_trajectory", f"{value(context, 'controller')}/joint_trajectory"),
+        ],
+    )
+    entities = ordered_startup(context, [camera, controller, planner_node(context)])
+    if is_true(context, "rviz"):
+        entities.append(Node(package="rviz2", executable="rviz2", output="log"))
+    return entities
+
+
+def driver(
+    package: str, launch_file: str, arguments: Mapping[str, str], installation: str
+) -> IncludeLaunchDescription:
+    """The maker's driver.
+
+    Args:
+        package: the package that holds its launch file.
+        launch_file: the file's name in ``launch/``.
+        arguments: its launch arguments.
+        installation: how to install it, said when it is missing.
+
+    Raises:
+        RuntimeError: the package is not installed.
+    """
+    try:
+        share = Path(get_package_share_directory(package))
+    except PackageNotFoundError as error:
+        raise RuntimeError(
+            f"start_driver: package {package} is not installed; {installation}"
+        ) from error
+    return IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(str(share / "launch" / launch_file)),
+        launch_arguments=dict(arguments).items(),
+    )
+
+
+def required(context: LaunchContext, name: str, why: str) -> str:
+    """The text of a launch argument that must not be empty.
+
+    Raises:
+        RuntimeError: it is empty.
+    """
+    text = value(context, name)
+    if not text:
+        raise RuntimeError(f"{name}: an argument is expected, got nothing; {why}")
+    return text
 
 
 def _turn(node: LifecycleNode, timeout: float) -> list[LaunchDescriptionEntity]:

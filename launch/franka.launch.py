@@ -1,0 +1,53 @@
+"""Cameras, planner and arm controller for a Franka FR3 or Panda.
+
+Dry run unless ``enable_control:=true``. Example, with the driver of franka_ros2::
+
+    ros2 launch vla_reasoner_ros franka.launch.py robot:=fr3 start_driver:=true \
+        robot_ip:=172.16.0.2 policy:=my_vla
+"""
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import OpaqueFunction
+from launch_ros.actions import Node
+
+from vla_reasoner_ros.ros import bringup
+
+CONTROLLER = "joint_trajectory_controller"
+
+
+def launch_nodes(context: LaunchContext) -> list:
+    entities = bringup.arm_nodes(context, "contract/franka.yaml")
+    if not bringup.is_true(context, "start_driver"):
+        return entities
+    namespace = bringup.value(context, "namespace")
+    driver = bringup.driver(
+        "franka_bringup",
+        "franka.launch.py",
+        {
+            "robot_type": bringup.value(context, "robot"),
+            "robot_ip": bringup.required(context, "robot_ip", "the driver connects to it"),
+            "namespace": namespace,
+            "load_gripper": "true",
+            "controllers_yaml": bringup.configuration_file("ros2_control/franka.yaml"),
+        },
+        "build franka_ros2 (branch jazzy) from source, it is not released for apt",
+    )
+    spawner = Node(
+        package="controller_manager",
+        executable="spawner",
+        namespace=namespace,
+        arguments=[bringup.value(context, "controller")],
+        output="screen",
+    )
+    return [driver, spawner, *entities]
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription(
+        [
+            *bringup.common_arguments(),
+            *bringup.arm_arguments(["fr3", "panda"], CONTROLLER),
+            *bringup.planner_arguments(),
+            OpaqueFunction(function=launch_nodes),
+        ]
+    )
