@@ -23,3 +23,7 @@ class ModelError(VlaReasonerError, RuntimeError):
 
 class InstructionError(VlaReasonerError, ValueError):
     """An instruction that the policy does not know."""
+
+
+class EpisodeError(VlaReasonerError, ValueError):
+    """A recorded episode, or a set of them, is unusable: missing, corrupt, mixed or not finite."""
