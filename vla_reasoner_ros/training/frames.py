@@ -1,0 +1,354 @@
+"""Labelled frames for the encoder: random scenes and arm poses, rendered, without physics.
+
+A perception network learns from variety, not from time: a frame costs a few milliseconds when arm
+and objects are simply put somewhere. Blocks stand on the table, on the plate, in the tray, on one
+another, lie tilted, or are held; the arm hovers anywhere or close to an object.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.sim import scene
+from vla_reasoner_ros.sim.headless import mujoco
+from vla_reasoner_ros.world_models.encoder import LatentLayout
+
+SHARD = 500
+"""Frames a file; the unit that an interrupted run loses at most."""
+IMAGE_SIZE = 96
+WORKSPACE = np.array([[0.36, -0.27], [0.68, 0.27]])
+"""Where objects are put: x and y from and to, m."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """F labelled frames; K objects of which the first N are blocks.
+
+    Attributes:
+        agent, wrist: (F, 96, 96, 3) uint8.
+        ee_position, ee_quaternion, gripper: (F, 3) m, (F, 4) x y z w, (F,) fraction.
+        positions: (F, K, 3) object centres, m, base frame.
+        rotations: (F, K, 3, 3).
+        held: (F, N) whether both fingers touch the block.
+        agent_points, wrist_points: (F, K, 2) centres in the images, -1..1; NaN when not in view.
+    """
+
+    agent: NDArray[np.uint8]
+    wrist: NDArray[np.uint8]
+    ee_position: NDArray[np.float32]
+    ee_quaternion: NDArray[np.float32]
+    gripper: NDArray[np.float32]
+    positions: NDArray[np.float32]
+    rotations: NDArray[np.float32]
+    held: NDArray[np.bool_]
+    agent_points: NDArray[np.float32]
+    wrist_points: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.gripper)
+
+    @classmethod
+    def join(cls, parts: list[Frames]) -> Frames:
+        """Put several sets together."""
+        return cls(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
+        )
+
+    def save(self, path: Path) -> None:
+        """Write an uncompressed ``.npz`` atomically."""
+        import io
+
+        stream = io.BytesIO()
+        np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
+        write_atomically(path, stream.getvalue())
+
+    @classmethod
+    def load(cls, folder: Path, shards: int | None = None) -> Frames:
+        """Read the frames of a folder, or its first shards.
+
+        Raises:
+            ConfigurationError: there are none.
+        """
+        paths = sorted(folder.glob("*.npz"))[:shards]
+        if not paths:
+            raise ConfigurationError(f"frames: no *.npz in {folder}")
+        parts = []
+        for path in paths:
+            with np.load(path, allow_pickle=False) as file:
+                parts.append(cls(**{f.name: file[f.name] for f in fields(cls)}))
+        return cls.join(parts)
+
+
+class FrameSource:
+    """Makes random scenes and renders them.
+
+    Args:
+        layout: names the objects whose poses become labels.
+    """
+
+    def __init__(self, layout: LatentLayout | None = None) -> None:
+        self.layout = layout or LatentLayout()
+        self._robot = load_robot(scene.ROBOT)
+        self.model = scene.compile_scene()
+        self.data = mujoco.MjData(self.model)
+        self._renderer = mujoco.Renderer(self.model, IMAGE_SIZE, IMAGE_SIZE)
+        names = self.layout.objects
+        self._bodies = [self.model.body(name).id for name in names]
+        self._blocks = names[: self.layout.blocks]
+        self._fingers = [
+            self.model.joint(name).qposadr[0] for name in ("left_finger", "right_finger")
+        ]
+        self._arm_geoms = {i for i in range(self.model.ngeom) if self.model.geom_contype[i] == 1}
+
+    def close(self) -> None:
+        """Release the renderer."""
+        self._renderer.close()
+
+    def frames(self, count: int, rng: np.random.Generator) -> Frames:
+        """``count`` random frames."""
+        rows = [self._frame(rng) for _ in range(count)]
+        return Frames(**{f.name: np.stack([row[f.name] for row in rows]) for f in fields(Frames)})
+
+    def _frame(self, rng: np.random.Generator) -> dict[str, NDArray]:
+        while True:
+            self._place_supports(rng)
+            held = rng.integers(len(self._blocks)) if rng.random() < 0.4 else None
+            self._place_blocks(rng, held)
+            if not self._place_arm(rng, held):
+                continue
+            if held is not None:
+                self._grasp(rng, self._blocks[held])
+            mujoco.mj_forward(self.model, self.data)
+            if not self._arm_collides(held):
+                return self._label(held)
+
+    def _place_supports(self, rng: np.random.Generator) -> None:
+        """Plate and tray, apart from one another, often where the tasks put them."""
+        while True:
+            if rng.random() < 0.5:
+                places = np.array([[0.5, -0.21], [0.5, 0.21]]) + rng.uniform(-0.06, 0.06, (2, 2))
+            else:
+                places = rng.uniform(WORKSPACE[0], WORKSPACE[1], (2, 2))
+            if np.linalg.norm(places[0] - places[1]) > 0.17:
+                break
+        for name, place in zip(("plate", "tray"), places, strict=True):
+            mocap = self.model.body(name).mocapid[0]
+            self.data.mocap_pos[mocap] = [*place, 0.0]
+            self.data.mocap_quat[mocap] = _yaw(0.0)
+
+    def _place_blocks(self, rng: np.random.Generator, held: int | None) -> None:
+        supports = {
+            name: self.data.mocap_pos[self.model.body(name).mocapid[0]]
+            for name in ("plate", "tray")
+        }
+        half = scene.BLOCK_HALF
+        placed: list[NDArray] = []
+        for index in rng.permutation(len(self._blocks)):
+            if index == held:
+                continue
+            while True:
+                mode = rng.choice(["table", "plate", "tray", "stack", "tilted"],
+                                  p=[0.55, 0.12, 0.12, 0.11, 0.10])  # fmt: skip
+                quaternion = _yaw(rng.uniform(-np.pi, np.pi))
+                if mode == "stack" and placed:
+                    below = placed[rng.integers(len(placed))]
+                    place = below + [*rng.normal(0.0, 0.007, 2), 2.0 * half]
+                elif mode == "plate":
+                    offset = rng.uniform(-0.045, 0.045, 2)
+                    place = supports["plate"] + [*offset, scene.PLATE_TOP + half]
+                elif mode == "tray":
+                    offset = rng.uniform(-0.04, 0.04, 2)
+                    place = supports["tray"] + [*offset, scene.TRAY_FLOOR + half]
+                elif mode == "tilted":
+                    quaternion = rng.normal(size=4)
+                    quaternion /= np.linalg.norm(quaternion)
+                    rotation = np.empty(9)
+                    mujoco.mju_quat2Mat(rotation, quaternion)
+                    reach = half * np.abs(rotation[6:]).sum()
+                    place = np.array(
+                        [*rng.uniform(*WORKSPACE), reach + rng.exponential(0.03) * rng.integers(2)]
+                    )
+                else:
+                    place = np.array([*rng.uniform(*WORKSPACE), half])
+                apart = all(np.linalg.norm(place - other) > 2.0 * half for other in placed)
+                clear = mode in ("plate", "tray") or place[2] > 0.03 or all(
+                    np.linalg.norm(place[:2] - support[:2]) > 0.09
+                    for support in supports.values()
+                )  # fmt: skip
+                if apart and clear:
+                    break
+            placed.append(place)
+            self._set_block(self._blocks[index], place, quaternion)
+
+    def _place_arm(self, rng: np.random.Generator, held: int | None) -> bool:
+        """Solve for a random pose of the fingers; False when the arm does not reach it."""
+        near = rng.random() < 0.6
+        if near:
+            names = [n for i, n in enumerate(self.layout.objects) if i != held]
+            name = names[rng.integers(len(names))]
+            body = self.model.body(name)
+            base = (
+                self.data.mocap_pos[body.mocapid[0]]
+                if body.mocapid[0] >= 0
+                else self.data.qpos[self.model.joint(name).qposadr[0] :][:3]
+            )
+            target = base + [*rng.normal(0.0, 0.025, 2), rng.uniform(-0.01, 0.15)]
+        else:
+            low, high = [0.30, -0.28, 0.01], [0.68, 0.28, 0.50]
+            target = rng.uniform(low, high)
+        target[2] = max(target[2], 0.008)
+        yaw = rng.normal(0.0, 0.4) if rng.random() < 0.7 else rng.uniform(-1.2, 1.2)
+        turn = np.zeros(3)
+        turn[2] = yaw
+        tilt = rng.normal(0.0, 0.05, 3) * [1.0, 1.0, 0.0]
+        down = np.diag([1.0, -1.0, -1.0])
+        rotation = _rotation(tilt) @ _rotation(turn) @ down
+        opening = rng.choice([0.0, 1.0, rng.random()], p=[0.2, 0.5, 0.3])
+        self._set_gripper(float(opening))
+        self.data.qpos[:7] = self._robot.home + rng.normal(0.0, 0.1, 7)
+        return self._solve(target, rotation)
+
+    def _solve(self, position: NDArray, rotation: NDArray) -> bool:
+        """Damped least squares on the site ``tcp``."""
+        model, data = self.model, self.data
+        site = model.site("tcp").id
+        jacobian = np.zeros((6, model.nv))
+        quaternion, error = np.empty(4), np.empty(6)
+        mujoco.mju_mat2Quat(quaternion, rotation.ravel())
+        now, inverse, difference = np.empty(4), np.empty(4), np.empty(4)
+        for _ in range(40):
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            error[:3] = position - data.site_xpos[site]
+            mujoco.mju_mat2Quat(now, data.site_xmat[site])
+            mujoco.mju_negQuat(inverse, now)
+            mujoco.mju_mulQuat(difference, quaternion, inverse)
+            mujoco.mju_quat2Vel(error[3:], difference, 1.0)
+            if np.abs(error).max() < 1e-3:
+                limits = model.jnt_range[:7]
+                return bool(((data.qpos[:7] > limits[:, 0]) & (data.qpos[:7] < limits[:, 1])).all())
+            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], site)
+            part = jacobian[:, :7]
+            step = part.T @ np.linalg.solve(part @ part.T + 1e-4 * np.eye(6), error)
+            data.qpos[:7] += np.clip(step, -0.3, 0.3)
+        return False
+
+    def _grasp(self, rng: np.random.Generator, block: str) -> None:
+        """Close the fingers on a block, put between them as grasps leave it."""
+        mujoco.mj_kinematics(self.model, self.data)
+        site = self.data.site("tcp")
+        hand = site.xmat.reshape(3, 3)
+        offset = np.array([rng.normal(0.0, 0.006), 0.0, rng.uniform(-0.012, 0.016)])
+        turn = np.array([0.0, rng.normal(0.0, 0.08), 0.0])
+        rotation = hand @ _rotation(turn)
+        quaternion = np.empty(4)
+        mujoco.mju_mat2Quat(quaternion, rotation.ravel())
+        place = site.xpos + hand @ offset
+        place[2] = max(place[2], scene.BLOCK_HALF)
+        self._set_block(block, place, quaternion)
+        self._set_gripper(2.0 * scene.BLOCK_HALF / self._robot.gripper_opening)
+
+    def _set_gripper(self, opening: float) -> None:
+        travel = self._robot.gripper_opening * scene.FINGER_TRAVEL
+        self.data.qpos[self._fingers] = opening * travel
+
+    def _set_block(self, name: str, place: NDArray, quaternion: NDArray) -> None:
+        start = self.model.joint(name).qposadr[0]
+        self.data.qpos[start : start + 7] = [*place, *quaternion]
+
+    def _arm_collides(self, held: int | None) -> bool:
+        """Whether the arm is inside the table or an object that it does not hold."""
+        own = -1 if held is None else self.model.geom(self._blocks[held]).id
+        for contact in self.data.contact[: self.data.ncon]:
+            pair = {int(contact.geom1), int(contact.geom2)}
+            if contact.dist < -0.004 and pair & self._arm_geoms and own not in pair:
+                return True
+        return False
+
+    def _label(self, held: int | None) -> dict[str, NDArray]:
+        data = self.data
+        positions = data.xpos[self._bodies].astype(np.float32)
+        site = data.site("tcp")
+        quaternion = np.empty(4)
+        mujoco.mju_mat2Quat(quaternion, site.xmat)
+        images, points = {}, {}
+        for camera in ("agent", "wrist"):
+            self._renderer.update_scene(data, camera)
+            images[camera] = self._renderer.render().copy()
+            points[camera] = project(self.model, data, camera, positions)
+        opening = data.qpos[self._fingers].sum() / self._robot.gripper_opening
+        return {
+            **images,
+            "ee_position": site.xpos.astype(np.float32),
+            "ee_quaternion": np.roll(quaternion, -1).astype(np.float32),
+            "gripper": np.float32(opening),
+            "positions": positions,
+            "rotations": data.xmat[self._bodies].reshape(-1, 3, 3).astype(np.float32),
+            "held": np.arange(len(self._blocks)) == (-1 if held is None else held),
+            "agent_points": points["agent"],
+            "wrist_points": points["wrist"],
+        }
+
+
+def project(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: str, positions: NDArray
+) -> NDArray[np.float32]:
+    """(K, 3) points, m, to (K, 2) image positions -1..1 (x right, y down); NaN when not in view."""
+    view = data.camera(camera)
+    rotation = view.xmat.reshape(3, 3)
+    local = (positions - view.xpos) @ rotation
+    reach = np.tan(np.radians(model.camera(camera).fovy[0]) / 2.0)
+    depth = np.maximum(-local[:, 2], 1e-6)
+    points = np.stack([local[:, 0], -local[:, 1]], axis=-1) / (depth * reach)[:, None]
+    seen = (local[:, 2] < 0.0) & (np.abs(points) < 1.0).all(axis=-1)
+    return np.where(seen[:, None], points, np.nan).astype(np.float32)
+
+
+def make_frames(folder: Path, count: int, seed: int, processes: int) -> None:
+    """Write ``count`` frames in shards; those already there are kept.
+
+    Args:
+        folder: where the shards go.
+        count: frames, rounded up to full shards.
+        seed: of the first shard; each shard has the next one.
+        processes: how many to run at once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = [seed + i for i in range(-(-count // SHARD))]
+    jobs = [(folder / f"{s:06d}.npz", s) for s in seeds]
+    jobs = [job for job in jobs if not job[0].exists()]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for done, path in enumerate(pool.imap_unordered(_make_shard, jobs), start=1):
+            print(f"frames: {path.name} ({done} of {len(jobs)})", flush=True)
+
+
+def _make_shard(job: tuple[Path, int]) -> Path:
+    path, seed = job
+    source = FrameSource()
+    try:
+        source.frames(SHARD, np.random.default_rng(seed)).save(path)
+    finally:
+        source.close()
+    return path
+
+
+def _yaw(angle: float) -> NDArray[np.float64]:
+    return np.array([np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)])
+
+
+def _rotation(vector: NDArray) -> NDArray[np.float64]:
+    """(3, 3) matrix of a rotation vector, rad."""
+    quaternion, matrix = np.empty(4), np.empty(9)
+    angle = float(np.linalg.norm(vector))
+    axis = vector / angle if angle > 1e-9 else np.array([0.0, 0.0, 1.0])
+    mujoco.mju_axisAngle2Quat(quaternion, axis, angle)
+    mujoco.mju_quat2Mat(matrix, quaternion)
+    return matrix.reshape(3, 3)

@@ -1,0 +1,364 @@
+"""A learned world model on the encoder's latent: the arm obeys, things stay unless touched.
+
+Imagining in a compact latent follows TD-MPC2 (Hansen et al., arXiv 2310.16828); that the latent
+consists of objects whose motion is gated by a learned probability of contact is the choice of this
+package, because a small network that predicts whole latents moves what should stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_reasoner_ros.errors import ConfigurationError, ModelError
+from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.types import ActionSpec, GripperSpec, Observation, Representation
+from vla_reasoner_ros.weights import load_into, load_model
+from vla_reasoner_ros.world_models.base import Slots
+from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout, rotation_matrix
+from vla_reasoner_ros.world_models.ensemble import EnsembleMlp
+
+MODEL_NAME = "latent_dynamics"
+TRANSLATION_SCALE = 0.02
+"""Typical translation of one action, m."""
+ROTATION_SCALE = 0.1
+"""Typical rotation of one action, rad."""
+STAY_BELOW = 0.05
+"""An object whose contact probability is lower does not move at all."""
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """The architecture, kept in the card beside the weights.
+
+    Attributes:
+        layout: what the latent is made of.
+        macro_steps: actions per call, M.
+        members: networks in the ensemble, E.
+        hidden: width of their hidden layers.
+    """
+
+    layout: LatentLayout = LatentLayout()
+    macro_steps: int = 4
+    members: int = 3
+    hidden: int = 160
+
+    @classmethod
+    def from_card(cls, values: dict[str, Any]) -> DynamicsConfig:
+        """Read what :meth:`to_card` wrote."""
+        return cls(**(values | {"layout": LatentLayout(**values["layout"])}))
+
+    def to_card(self) -> dict[str, Any]:
+        """The architecture as plain numbers and strings."""
+        return asdict(self)
+
+
+def rotation_from_vector(vectors: Tensor) -> Tensor:
+    """(..., 3) rotation vectors, rad, to matrices (..., 3, 3), by Rodrigues' formula."""
+    angle = vectors.norm(dim=-1).clamp_min(1e-8)[..., None, None]
+    x, y, z = (vectors / angle[..., 0]).unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    identity = torch.eye(3, dtype=vectors.dtype, device=vectors.device)
+    return identity + torch.sin(angle) * cross + (1.0 - torch.cos(angle)) * (cross @ cross)
+
+
+def near_and_far(vectors: Tensor) -> Tensor:
+    """(..., n) distances in m to (..., 2 n) features: linear afar, resolved to mm nearby."""
+    return torch.cat([vectors / 0.1, torch.tanh(vectors / 0.02)], dim=-1)
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """One macro-action ahead, for E members and B states.
+
+    Attributes:
+        latents: (E, B, Z).
+        contact_logits: (E, B, K) whether each object is moved during the macro-action.
+    """
+
+    latents: Tensor
+    contact_logits: Tensor
+
+
+class DynamicsNetwork(nn.Module):
+    """Macro-actions of end-effector deltas on structured latents."""
+
+    def __init__(self, config: DynamicsConfig) -> None:
+        super().__init__()
+        self.config = config
+        layout = config.layout
+        objects = len(layout.objects)
+        arm = 3 + 6 + 1 + layout.joints + 7 * config.macro_steps
+        hidden = config.hidden
+        self.arm = EnsembleMlp(
+            config.members, (arm + 6 * objects, hidden, hidden, 7 + layout.joints)
+        )
+        things = objects + 12 + 1 + 5 + 6 * objects + 4
+        self.object = EnsembleMlp(config.members, (arm + things, hidden, hidden, hidden, 11))
+        with torch.no_grad():
+            # Before it has seen anything the network says: the arm obeys, nothing is touched.
+            self.arm.layers[-1].weight.mul_(0.1)
+            self.arm.layers[-1].bias.zero_()
+            self.object.layers[-1].weight.mul_(0.1)
+            self.object.layers[-1].bias.zero_()
+            self.object.layers[-1].bias[..., 0] = -2.0
+        self.register_buffer("position_mean", torch.tensor([0.5, 0.0, 0.1]))
+        self.register_buffer("position_scale", torch.tensor([0.15, 0.2, 0.15]))
+
+    def forward(self, latents: Tensor, actions: Tensor) -> Imagined:
+        """Imagine one macro-action.
+
+        Args:
+            latents: (B, Z), or (E, B, Z) with a state of its own for each member.
+            actions: (B, M, 7) end-effector deltas and gripper opening commands, SI units.
+        """
+        layout, members = self.config.layout, self.config.members
+        if latents.ndim == 2:
+            latents = latents.expand(members, -1, -1)
+        position = layout.get(latents, "ee_position")
+        columns = layout.get(latents, "ee_rotation")
+        rotation = rotation_matrix(columns)
+        gripper = layout.get(latents, "gripper")
+        objects = layout.get(latents, "object_position")
+        scaled = torch.cat(
+            [
+                actions[..., :3] / TRANSLATION_SCALE,
+                actions[..., 3:6] / ROTATION_SCALE,
+                actions[..., 6:] * 2.0 - 1.0,
+            ],
+            dim=-1,
+        )
+        arm = torch.cat(
+            [
+                (position - self.position_mean) / self.position_scale,
+                columns,
+                gripper,
+                layout.get(latents, "joint_velocity"),
+                scaled.flatten(1).expand(members, -1, -1),
+            ],
+            dim=-1,
+        )
+        to_objects = objects - position[..., None, :]
+
+        moved = self.arm(torch.cat([arm, near_and_far(to_objects.flatten(-2))], dim=-1))
+        new_position = position + actions[..., :3].sum(dim=1) + TRANSLATION_SCALE * moved[..., :3]
+        turn = rotation_from_vector(ROTATION_SCALE * moved[..., 3:6])
+        for step in range(actions.shape[1]):
+            turn = turn @ rotation_from_vector(actions[:, actions.shape[1] - 1 - step, 3:6])
+        new_rotation = turn @ rotation
+        # The fingers close or open fully within a macro-action unless something stops them.
+        new_gripper = torch.sigmoid(3.0 * scaled[:, -1, 6:] + 4.0 * moved[..., 6:7])
+        carried = new_position - position
+
+        new = self._objects(latents, arm, rotation, to_objects, carried, new_gripper)
+        count = len(layout.objects)
+        blocks = layout.blocks
+        contact = torch.sigmoid(new[..., 0])
+        contact = torch.where(contact < STAY_BELOW, torch.zeros_like(contact), contact)
+        with_hand = torch.sigmoid(new[..., 1:2]) * carried[..., None, :]
+        displacement = contact[..., None] * (with_hand + 0.03 * new[..., 2:5])
+        gate = contact[..., :blocks, None]
+        yaw = layout.get(latents, "block_yaw")
+        up = layout.get(latents, "object_up")
+        error = layout.get(latents, "object_error")
+        imagined = layout.join(
+            {
+                "ee_position": new_position,
+                "ee_rotation": torch.cat([new_rotation[..., 0], new_rotation[..., 1]], dim=-1),
+                "gripper": new_gripper,
+                "joint_velocity": moved[..., 7:],
+                "object_position": objects + displacement,
+                "object_error": error + contact * 0.01 * functional.softplus(new[..., 5]),
+                "block_yaw": yaw + gate * new[..., :blocks, 6:8],
+                "object_up": up + contact * new[..., 8],
+                "block_held": torch.sigmoid(new[..., :blocks, 9]),
+            }
+        )
+        assert displacement.shape[-2] == count
+        return Imagined(imagined, new[..., 0])
+
+    def _objects(
+        self,
+        latents: Tensor,
+        arm: Tensor,
+        rotation: Tensor,
+        to_objects: Tensor,
+        carried: Tensor,
+        gripper: Tensor,
+    ) -> Tensor:
+        """(E, B, K, 11) outputs of the object network, which all objects share."""
+        layout = self.config.layout
+        count, blocks = len(layout.objects), layout.blocks
+        members, batch = arm.shape[:2]
+
+        def of_blocks(part: Tensor) -> Tensor:
+            return functional.pad(part, (0, 0, 0, count - blocks))
+
+        objects = layout.get(latents, "object_position")
+        between = objects[..., None, :, :] - objects[..., :, None, :]
+        in_hand = torch.einsum("ebji,ebkj->ebki", rotation, to_objects)
+        state = torch.cat(
+            [
+                of_blocks(layout.get(latents, "block_yaw")),
+                layout.get(latents, "object_up")[..., None],
+                of_blocks(layout.get(latents, "block_held")[..., None]),
+                100.0 * layout.get(latents, "object_error")[..., None],
+            ],
+            dim=-1,
+        )
+        common = torch.cat([arm, carried / TRANSLATION_SCALE, gripper], dim=-1)
+        inputs = torch.cat(
+            [
+                torch.eye(count, device=arm.device).expand(members, batch, -1, -1),
+                near_and_far(to_objects),
+                near_and_far(in_hand),
+                objects[..., 2:] / 0.1,
+                state,
+                near_and_far(between.flatten(-2)),
+                common[:, :, None].expand(-1, -1, count, -1),
+            ],
+            dim=-1,
+        )
+        return self.object(inputs.flatten(1, 2)).unflatten(1, (batch, count))
+
+
+class LatentWorldModel:
+    """The learned world model, its imagined states in numbered slots.
+
+    Args:
+        models_dir: folder of the encoder's and the dynamics' weights; empty takes the shipped ones.
+
+    Raises:
+        ConfigurationError: weights are missing or corrupt, or the dynamics was trained on another
+            encoder's latents.
+    """
+
+    name = "latent"
+    needs_simulator_state = False
+
+    def __init__(self, models_dir: str = "") -> None:
+        folder = Path(models_dir) if models_dir else models_directory()
+        self.encoder = Encoder.load(folder)
+        tensors, card = load_model(folder / MODEL_NAME, MODEL_NAME)
+        config = DynamicsConfig.from_card(card["architecture"])
+        if card.get("encoder") != self.encoder.fingerprint:
+            raise ConfigurationError(
+                f"{MODEL_NAME} in {folder}: trained on the encoder {str(card.get('encoder'))[:12]},"
+                f" the encoder there is {self.encoder.fingerprint[:12]}; train it again"
+            )
+        network = DynamicsNetwork(config)
+        load_into(network, tensors, MODEL_NAME)
+        self._network = network.eval().requires_grad_(False)
+        self._layout = config.layout
+        self.spec = action_spec_from_card(card["action_spec"])
+        self.macro_steps = config.macro_steps
+        self.latent_source = self.encoder.fingerprint
+        self._states = torch.zeros((0, config.layout.width))
+        self._variance = torch.zeros(0)
+
+    def allocate(self, capacity: int) -> None:
+        """Make room for ``capacity`` states."""
+        if capacity < 1:
+            raise ConfigurationError(
+                f"latent world model: capacity must be positive, got {capacity}"
+            )
+        self._states = torch.zeros((capacity, self._layout.width))
+        self._variance = torch.zeros(capacity)
+
+    def encode(self, observation: Observation) -> None:
+        """Write the state that was seen to slot 0."""
+        self._states[0] = self.encoder.encode([observation])[0]
+        self._variance[0] = 0.0
+
+    @torch.inference_mode()
+    def step(self, parents: Slots, actions: NDArray[np.float32], children: Slots) -> None:
+        """Imagine a batch: (B,) slots, (B, M, D) actions, (B,) slots.
+
+        Raises:
+            ModelError: the actions have another shape than M and D say, or the answer is not
+                finite.
+        """
+        expected = (len(parents), self.macro_steps, self.spec.dimensions)
+        if actions.shape != expected:
+            raise ModelError(
+                f"latent world model: expected actions {expected}, got {actions.shape}"
+            )
+        source, target = torch.from_numpy(parents), torch.from_numpy(children)
+        batch = torch.from_numpy(np.ascontiguousarray(actions, dtype=np.float32))
+        members = self._network(self._states[source], batch).latents
+        mean = members.mean(dim=0)
+        if not torch.isfinite(mean).all():
+            raise ModelError("latent world model: the imagined state is not finite")
+        # Columns of a mean of rotations are shorter than one; make a rotation of them again.
+        rotation = rotation_matrix(self._layout.get(mean, "ee_rotation"))
+        part = self._layout.slices["ee_rotation"]
+        mean[:, part] = torch.cat([rotation[..., 0], rotation[..., 1]], dim=-1)
+        self._states[target] = mean
+        places = torch.cat(
+            [
+                self._layout.get(members, "ee_position"),
+                self._layout.get(members, "object_position").flatten(-2),
+            ],
+            dim=-1,
+        )
+        disagreement = places.var(dim=0, unbiased=False).sum(dim=-1)
+        self._variance[target] = self._variance[source] + disagreement
+
+    def copy(self, source: Slots, target: Slots) -> None:
+        """Copy states between slots, as if all were read before any is written."""
+        read, write = torch.from_numpy(source), torch.from_numpy(target)
+        self._states[write] = self._states[read].clone()
+        self._variance[write] = self._variance[read].clone()
+
+    def latents(self, slots: Slots) -> Tensor:
+        """(B, Z) float32 latents, laid out as :class:`LatentLayout` says."""
+        return self._states[torch.from_numpy(slots)]
+
+    def uncertainty(self, slots: Slots) -> NDArray[np.float64]:
+        """(B,) standard deviation between the members, summed along the path, m."""
+        return self._variance[torch.from_numpy(slots)].sqrt().double().numpy()
+
+    def distance(self, slots: Slots) -> NDArray[np.float64]:
+        """(B,) the farthest that the end effector or an object is from where it was seen, m."""
+        states = self._states[torch.from_numpy(slots)]
+        parts = [
+            torch.cat(
+                [
+                    self._layout.get(states, "ee_position")[..., None, :],
+                    self._layout.get(states, "object_position"),
+                ],
+                dim=-2,
+            )
+            for states in (states, self._states[:1])
+        ]
+        return (parts[0] - parts[1]).norm(dim=-1).amax(dim=-1).double().numpy()
+
+    def ee_positions(self, slots: Slots) -> NDArray[np.float64]:
+        """(B, 3) imagined end-effector positions, m, base frame."""
+        states = self._states[torch.from_numpy(slots)]
+        return self._layout.get(states, "ee_position").double().numpy()
+
+
+def action_spec_to_card(spec: ActionSpec) -> dict[str, Any]:
+    """An action convention as plain numbers and strings."""
+    return asdict(spec) | {"representation": spec.representation.value}
+
+
+def action_spec_from_card(values: dict[str, Any]) -> ActionSpec:
+    """Read what :func:`action_spec_to_card` wrote."""
+    gripper = values["gripper"]
+    return ActionSpec(
+        representation=Representation(values["representation"]),
+        names=tuple(values["names"]),
+        frame=values["frame"],
+        dt=values["dt"],
+        gripper=None if gripper is None else GripperSpec(**gripper),
+    )
