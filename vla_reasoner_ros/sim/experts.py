@@ -1,0 +1,176 @@
+"""Scripted experts: the next action from the true state, by geometry alone.
+
+An expert remembers nothing but its last displacement, so it recovers from noise, and can label
+states that another policy reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_reasoner_ros.sim import tasks
+from vla_reasoner_ros.sim.inverse_kinematics import rotate, rotation_between
+from vla_reasoner_ros.sim.scene import BLOCK_HALF, PLATE_TOP, TRAY_RIM
+from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.types import FloatArray
+
+SPEED = 0.026
+"""Largest translation of an action, m."""
+SPEED_CHANGE = 0.010
+"""Largest change of translation from one action to the next, m."""
+TURN = 0.15
+"""Largest rotation of an action, rad."""
+HOVER = 0.075
+"""Height of the fingers above what they will approach, m."""
+OPEN, CLOSED = 1.0, 0.0
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """Where the TCP should go next (m, base frame), its yaw (None keeps it), and the gripper."""
+
+    position: FloatArray
+    gripper: float
+    yaw: float | None = None
+
+
+class Expert:
+    """Solves the running task of a world.
+
+    Args:
+        world: read at each :meth:`act`; the caller applies the action.
+        noise: standard deviation of what is added to an action, as a share of the largest motion.
+        rng: draws the noise; needed when ``noise`` is not 0.
+    """
+
+    def __init__(
+        self, world: World, noise: float = 0.0, rng: np.random.Generator | None = None
+    ) -> None:
+        if noise and rng is None:
+            raise ValueError("expert: noise needs a random generator, got None")
+        self._world = world
+        self._noise = noise
+        self._rng = rng
+        self._last = np.zeros(3)
+        self.intended = np.zeros(7)
+        """The last action before noise was added: the label to learn from."""
+        _, self._down = world.target_pose
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new episode of the world."""
+        self._last = np.zeros(3)
+
+    def act(self) -> FloatArray:
+        """The next action (7,), SI units of the world's action spec."""
+        state = self._world.true_state()
+        task = tasks.get_task(self._world.task)
+        aim = _AIMS[task.kind](task, state, self._world)
+        position, quaternion = self._world.target_pose
+        wanted = aim.position - position
+        distance = float(np.linalg.norm(wanted))
+        # Slow down in time to stop within the largest change of speed.
+        speed = min(SPEED, np.sqrt(2.0 * 0.6 * SPEED_CHANGE * distance), distance)
+        step = wanted * (speed / distance) if distance > 1e-9 else np.zeros(3)
+        change = step - self._last
+        size = float(np.linalg.norm(change))
+        if size > SPEED_CHANGE:
+            step = self._last + change * (SPEED_CHANGE / size)
+        turn = _turn_down(quaternion, aim.yaw)
+        angle = float(np.linalg.norm(turn))
+        turn = turn * min(0.5, TURN / angle) if angle > 1e-9 else turn
+        self.intended = np.concatenate([step, turn, [aim.gripper]])
+        self._last = step
+        action = self.intended.copy()
+        if self._noise:
+            action[:3] += self._rng.normal(0.0, self._noise * SPEED, 3)
+            action[3:6] += self._rng.normal(0.0, self._noise * TURN * 0.3, 3)
+        return action
+
+
+def _turn_down(quaternion: FloatArray, yaw: float | None) -> FloatArray:
+    """Rotation vector (3,) from a pose to the one that points down, with a yaw when asked for."""
+    axis_x = _axis_x(quaternion)
+    heading = float(np.arctan2(axis_x[1], axis_x[0])) if yaw is None else yaw
+    down = rotate(np.array([0.0, 1.0, 0.0, 0.0]), np.array([0.0, 0.0, heading]))
+    return rotation_between(quaternion, down)
+
+
+def _axis_x(quaternion: FloatArray) -> FloatArray:
+    w, x, y, z = quaternion
+    return np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
+
+
+def _nearest_quarter(yaw: float, reference: float = 0.0) -> float:
+    """The yaw of a square object, up to quarter turns, that is nearest to the reference."""
+    return reference + (yaw - reference + np.pi / 4) % (np.pi / 2) - np.pi / 4
+
+
+def _to_grasp(task: tasks.Task, state: tasks.TrueState) -> _Aim:
+    """Above the block, down to it, close."""
+    block = state.blocks[task.block]
+    yaw = _nearest_quarter(state.yaws[task.block])
+    offset = block - state.tcp
+    horizontal = float(np.hypot(offset[0], offset[1]))
+    if horizontal > 0.012 + 0.25 * max(state.tcp[2] - block[2] - 0.02, 0.0):
+        height = block[2] + HOVER if horizontal > 0.03 else max(state.tcp[2], block[2] + HOVER)
+        return _Aim(np.array([block[0], block[1], height]), OPEN, yaw)
+    if horizontal > 0.006 or state.tcp[2] - block[2] > 0.008 or state.opening < 0.5:
+        ready = state.tcp[2] - block[2] < 0.03 and state.opening < 0.9
+        if not ready:
+            return _Aim(block, OPEN, yaw)
+    return _Aim(block, CLOSED, yaw)
+
+
+def _place(task: tasks.Task, state: tasks.TrueState, world: World) -> _Aim:
+    block = state.blocks[task.block]
+    goal, tolerance = tasks.place_goal(task, state)
+    offset = goal - block
+    horizontal = float(np.hypot(offset[0], offset[1]))
+    resting = horizontal < tolerance and abs(offset[2]) < 0.004
+    if resting and (task.block in state.touched or state.opening < 0.98):
+        position, _ = world.target_pose
+        return _Aim(position, OPEN)
+    if resting:
+        return _Aim(np.array([*block[:2], goal[2] + 0.10]), OPEN)
+    if task.block not in state.pinched:
+        return _to_grasp(task, state)
+    # The TCP relative to the block stays as it was grasped.
+    grasp = state.tcp - block
+    over = goal + (0.0, 0.0, 0.05)
+    yaw = _nearest_quarter(state.yaws[task.target]) if task.target in state.yaws else None
+    if horizontal > 0.008:
+        needed = over[2] - 0.012 if horizontal < 0.12 else max(TRAY_RIM, PLATE_TOP) + BLOCK_HALF
+        if block[2] < needed:
+            share = 0.35 if horizontal > 0.12 else 0.0
+            return _Aim(np.array([*(block + share * offset)[:2], over[2]]) + grasp, CLOSED, yaw)
+        return _Aim(over + grasp, CLOSED, yaw)
+    return _Aim(goal + grasp - (0.0, 0.0, 0.001), CLOSED, yaw)
+
+
+def _push(task: tasks.Task, state: tasks.TrueState, world: World) -> _Aim:
+    block = state.blocks[task.block]
+    if block[0] > tasks.PUSH_X + 0.008:
+        return _Aim(state.tcp - (0.03, 0.0, 0.0), CLOSED, 0.0)
+    behind = block - (tasks.PUSH_OFFSET + 0.03, 0.0, 0.004)
+    gap = block[0] - state.tcp[0]
+    aside = state.tcp[1] - block[1]
+    if abs(aside) < 0.012 and gap > tasks.PUSH_OFFSET - 0.01 and state.tcp[2] < block[2] + 0.015:
+        # Push through, and lean against the drift that would let the block slip off.
+        return _Aim(np.array([tasks.PUSH_X + 0.05, block[1] - 0.3 * aside, behind[2]]), CLOSED, 0.0)
+    if abs(aside) > 0.008 or gap < tasks.PUSH_OFFSET + 0.005:
+        return _Aim(np.array([behind[0], behind[1], block[2] + HOVER]), CLOSED, 0.0)
+    return _Aim(behind, CLOSED, 0.0)
+
+
+def _lift(task: tasks.Task, state: tasks.TrueState, world: World) -> _Aim:
+    block = state.blocks[task.block]
+    if task.block not in state.pinched:
+        return _to_grasp(task, state)
+    height = tasks.LIFT_Z + 0.04
+    return _Aim(np.array([*state.tcp[:2], height]), CLOSED)
+
+
+_AIMS = {"place": _place, "push": _push, "lift": _lift}

@@ -1,0 +1,430 @@
+"""The simulated world: physics, cameras, tasks, and a servo for end-effector deltas. No ROS."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
+from vla_reasoner_ros.sim import scene, tasks
+from vla_reasoner_ros.sim.headless import explain, mujoco
+from vla_reasoner_ros.sim.inverse_kinematics import DifferentialInverseKinematics, rotate
+from vla_reasoner_ros.types import (
+    ActionSpec,
+    FloatArray,
+    GripperSpec,
+    Observation,
+    Representation,
+)
+
+ACTION_SPEC = ActionSpec(
+    representation=Representation.EE_DELTA,
+    names=("x", "y", "z", "rx", "ry", "rz", "gripper"),
+    frame="base",
+    dt=0.1,
+    gripper=GripperSpec(index=6, open=1.0, closed=0.0, binary=True),
+)
+OBSERVED_CAMERAS = ("agent", "wrist")
+IMAGE_SIZE = (96, 96)
+_PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+_TASK_NAMES = tuple(tasks.TASKS)
+
+
+class World:
+    """One simulated episode after another.
+
+    Args:
+        scene_hook: ``"FILE.py:FUNCTION"`` or a callable that changes the MjSpec before compiling.
+        time_step: physics step, s; must divide the action's dt.
+
+    Raises:
+        ConfigurationError: a bad hook, or a time step that does not divide dt.
+    """
+
+    def __init__(
+        self, scene_hook: str | scene.SceneHook | None = None, time_step: float = 0.0025
+    ) -> None:
+        self.action_spec = ACTION_SPEC
+        self._substeps = round(ACTION_SPEC.dt / time_step) if time_step > 0 else 0
+        if self._substeps < 1 or abs(self._substeps * time_step - ACTION_SPEC.dt) > 1e-9:
+            raise ConfigurationError(
+                f"time_step: expected a positive divisor of {ACTION_SPEC.dt} s, got {time_step} s"
+            )
+        self.robot = load_robot(scene.ROBOT)
+        self.model = scene.compile_scene(time_step, scene_hook)
+        self.data = mujoco.MjData(self.model)
+        self._kinematics = DifferentialInverseKinematics(self.model, self.robot)
+        self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
+        self._index_model()
+        self._physics_size = mujoco.mj_stateSize(self.model, _PHYSICS)
+        fractions = np.arange(1, self._substeps + 1) / self._substeps
+        self._hermite, self._hermite_rate = _hermite_basis(fractions, ACTION_SPEC.dt)
+        self._commanded = np.zeros(7)
+        self._commanded_rate = np.zeros(7)
+        self._target_position = np.zeros(3)
+        self._target_quaternion = np.array([1.0, 0.0, 0.0, 0.0])
+        self._gripper = 1.0
+        self._held_s = 0.0
+        self._seed = 0
+        self._held_out = False
+        self._task = tasks.TASKS[_TASK_NAMES[0]]
+        self.unreachable_actions = 0
+        """Actions since the reset whose target pose the arm could not reach within dt."""
+        self.reset(_TASK_NAMES[0], 0)
+
+    def _index_model(self) -> None:
+        model = self.model
+        self._tcp = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "tcp")
+        self._block_address = {name: model.joint(name).qposadr[0] for name in scene.BLOCKS}
+        self._block_body = {name: model.body(name).id for name in scene.BLOCKS}
+        self._block_of_body = {body: name for name, body in self._block_body.items()}
+        self._mocap = {name: model.body(name).mocapid[0] for name in ("plate", "tray")}
+        self._pads = {model.geom("left_pad").id: 0, model.geom("right_pad").id: 1}
+        hand = model.body("hand").id
+        self._hand_bodies = {
+            body for body in range(model.nbody) if body == hand or model.body_parentid[body] == hand
+        }
+        self._finger_travel = model.joint("left_finger").range[1]
+        arm = [model.actuator(name).id for name in self.robot.joint_names]
+        stiffness = -model.actuator_biasprm[arm, 1]
+        damping = -model.actuator_biasprm[arm, 2]
+        # The servo's damping acts on the whole velocity; this much lead takes its lag away.
+        self._lead = damping / stiffness
+
+    # -- episodes ---------------------------------------------------------------------------
+
+    def reset(self, task: str, seed: int, held_out: bool = False) -> str:
+        """Start an episode.
+
+        Args:
+            task: a name of ``tasks.TASKS``.
+            seed: fixes the initial scene and the paraphrase.
+            held_out: take the paraphrase from those kept out of training.
+
+        Returns:
+            The instruction.
+
+        Raises:
+            ConfigurationError: unknown task, or a negative seed.
+        """
+        self._task = tasks.get_task(task)
+        if seed < 0:
+            raise ConfigurationError(f"seed: expected 0 or more, got {seed}")
+        self._seed, self._held_out = int(seed), bool(held_out)
+        start = tasks.sample_scene(
+            self._task, np.random.default_rng([self._seed, _TASK_NAMES.index(task)])
+        )
+        model, data = self.model, self.data
+        mujoco.mj_resetData(model, data)
+        data.mocap_pos[self._mocap["plate"]] = (*start.plate, 0.0)
+        data.mocap_pos[self._mocap["tray"]] = (*start.tray, 0.0)
+        for name, (x, y, yaw) in start.blocks.items():
+            address = self._block_address[name]
+            half = yaw / 2
+            data.qpos[address : address + 7] = (
+                x, y, scene.BLOCK_HALF, np.cos(half), 0.0, 0.0, np.sin(half),
+            )  # fmt: skip
+        joints = np.array(self.robot.home)
+        _, home = self._kinematics.forward(joints)
+        pose = np.array(start.tcp), rotate(home, np.array([0.0, 0.0, start.tcp_yaw]))
+        for _ in range(5):
+            joints, _ = self._kinematics.solve(joints, *pose)
+        data.qpos[:7] = joints
+        data.qpos[7:9] = self._finger_travel
+        self._commanded, self._commanded_rate = joints, np.zeros(7)
+        self._target_position, self._target_quaternion = self._kinematics.forward(joints)
+        self.command_gripper(1.0)
+        data.ctrl[:7] = joints
+        self._held_s = 0.0
+        self.unreachable_actions = 0
+        self._refresh()
+        return self.instruction
+
+    @property
+    def task(self) -> str:
+        """The name of the running task."""
+        return self._task.name
+
+    @property
+    def seed(self) -> int:
+        """The seed of the running episode."""
+        return self._seed
+
+    @property
+    def instruction(self) -> str:
+        """What the running episode asks for, in words."""
+        texts = self._task.held_out if self._held_out else self._task.instructions
+        return texts[int(np.random.default_rng([self._seed, 1]).integers(len(texts)))]
+
+    @property
+    def time(self) -> float:
+        """Simulated seconds since the reset."""
+        return float(self.data.time)
+
+    # -- acting -----------------------------------------------------------------------------
+
+    def apply(self, action: NDArray[np.floating]) -> None:
+        """Execute one action of ``dt``: displace the target pose, follow it, step the physics.
+
+        The joints go to the inverse kinematics of the target along a cubic whose end velocity is
+        the mean velocity of this action. A target that the arm cannot reach within its position
+        and velocity limits is counted in ``unreachable_actions`` and moved to what it can reach,
+        so that targets do not wind up.
+
+        Args:
+            action: (7,) of ``action_spec``, SI units.
+
+        Raises:
+            ActionChunkError: wrong shape or not finite.
+        """
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise ActionChunkError(f"action: expected 7 finite numbers, got {action!r}")
+        self._target_position = self._target_position + action[:3]
+        self._target_quaternion = rotate(self._target_quaternion, action[3:6])
+        goal, error = self._kinematics.solve(
+            self._commanded, self._target_position, self._target_quaternion
+        )
+        dt = ACTION_SPEC.dt
+        motion = goal - self._commanded
+        excess = float(np.max(np.abs(motion) / (self.robot.limits.velocity * dt)))
+        if excess > 1.0:
+            goal = self._commanded + motion / excess
+        if excess > 1.0 or error > 2e-3:
+            self.unreachable_actions += 1
+            self._target_position, self._target_quaternion = self._kinematics.forward(goal)
+        rate = (goal - self._commanded) / dt
+        ends = np.stack([self._commanded, self._commanded_rate, goal, rate])
+        controls = self._hermite @ ends + self._lead * (self._hermite_rate @ ends)
+        self.command_gripper(1.0 if ACTION_SPEC.gripper.opening(action[6]) >= 0.5 else 0.0)
+        model, data = self.model, self.data
+        for control in controls:
+            data.ctrl[:7] = control
+            mujoco.mj_step(model, data)
+        self._commanded, self._commanded_rate = goal, rate
+        self._refresh()
+        self._count_hold(dt)
+
+    def command_gripper(self, opening: float) -> None:
+        """Command the fingers.
+
+        Args:
+            opening: as a fraction, 0 closed to 1 open.
+
+        Raises:
+            ActionChunkError: outside of this range.
+        """
+        if not 0.0 <= opening <= 1.0:
+            raise ActionChunkError(f"gripper: expected an opening in [0, 1], got {opening}")
+        self._gripper = float(opening)
+        self.data.ctrl[7:9] = opening * self._finger_travel
+
+    def _refresh(self) -> None:
+        """Bring what derives from positions up to date, without touching the physics' state."""
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+        mujoco.mj_collision(self.model, self.data)
+
+    def _count_hold(self, elapsed: float) -> None:
+        holds = tasks.achieved(self._task, self.true_state())
+        self._held_s = self._held_s + elapsed if holds else 0.0
+
+    # -- the true state ---------------------------------------------------------------------
+
+    def true_state(self) -> tasks.TrueState:
+        """What tasks and experts read."""
+        data = self.data
+        touching: dict[str, set[int]] = {name: set() for name in scene.BLOCKS}
+        touched = set()
+        geom_body = self.model.geom_bodyid
+        for first, second in data.contact.geom[: data.ncon]:
+            for own, other in ((first, second), (second, first)):
+                name = self._block_of_body.get(int(geom_body[own]))
+                if name is not None and int(geom_body[other]) in self._hand_bodies:
+                    touched.add(name)
+                    if int(other) in self._pads:
+                        touching[name].add(self._pads[int(other)])
+        blocks, yaws = {}, {}
+        for name, body in self._block_body.items():
+            blocks[name] = data.xpos[body].copy()
+            rotation = data.xmat[body]
+            yaws[name] = float(np.arctan2(rotation[3], rotation[0]))
+        return tasks.TrueState(
+            tcp=data.site_xpos[self._tcp].copy(),
+            opening=self.gripper_opening,
+            blocks=blocks,
+            yaws=yaws,
+            plate=data.mocap_pos[self._mocap["plate"]].copy(),
+            tray=data.mocap_pos[self._mocap["tray"]].copy(),
+            pinched=frozenset(name for name, pads in touching.items() if len(pads) == 2),
+            touched=frozenset(touched),
+            held_s=self._held_s,
+        )
+
+    @property
+    def gripper_opening(self) -> float:
+        """Measured opening as a fraction, 0 closed to 1 open."""
+        return float(self.data.qpos[7:9].sum() / (2.0 * self._finger_travel))
+
+    @property
+    def target_pose(self) -> tuple[FloatArray, FloatArray]:
+        """The commanded TCP pose: position (3,) m, quaternion (4,) w x y z."""
+        return self._target_position.copy(), self._target_quaternion.copy()
+
+    @property
+    def commanded_joints(self) -> FloatArray:
+        """(7,) rad, where the servo was told to be at the end of the last action."""
+        return self._commanded.copy()
+
+    def progress(self) -> float:
+        """True progress of the task in [0, 1]; see ``tasks.progress``."""
+        return tasks.progress(self._task, self.true_state())
+
+    def success(self) -> bool:
+        """Whether the goal has held for ``tasks.HOLD_S``."""
+        return self._held_s >= tasks.HOLD_S - 1e-9
+
+    # -- saving and restoring ---------------------------------------------------------------
+
+    def get_state(self) -> FloatArray:
+        """Everything that the future depends on.
+
+        Returns:
+            (S,) MuJoCo's mjSTATE_INTEGRATION, then servo, gripper, hold timer and episode.
+        """
+        physics = np.empty(self._physics_size)
+        mujoco.mj_getState(self.model, self.data, physics, _PHYSICS)
+        own = (
+            self._commanded,
+            self._commanded_rate,
+            self._target_position,
+            self._target_quaternion,
+            (
+                self._gripper,
+                self._held_s,
+                self.unreachable_actions,
+                _TASK_NAMES.index(self.task),
+                self._seed,
+                self._held_out,
+            ),
+        )
+        return np.concatenate([physics, *own])
+
+    def set_state(self, state: FloatArray) -> None:
+        """Return to a state of :meth:`get_state`; what follows repeats bit by bit.
+
+        Raises:
+            ConfigurationError: a state of another size, as another scene has.
+        """
+        state = np.asarray(state, dtype=np.float64)
+        size = self._physics_size + 27
+        if state.shape != (size,):
+            raise ConfigurationError(
+                f"simulator state: expected {size} numbers of this scene, got shape {state.shape}"
+            )
+        mujoco.mj_setState(self.model, self.data, state[: self._physics_size], _PHYSICS)
+        own = state[self._physics_size :].copy()
+        self._commanded, self._commanded_rate = own[:7], own[7:14]
+        self._target_position, self._target_quaternion = own[14:17], own[17:21]
+        self._gripper, self._held_s = float(own[21]), float(own[22])
+        self.unreachable_actions = int(own[23])
+        self._task = tasks.TASKS[_TASK_NAMES[int(own[24])]]
+        self._seed, self._held_out = int(own[25]), bool(own[26])
+        self._refresh()
+
+    # -- seeing -----------------------------------------------------------------------------
+
+    def render(self, camera: str, height: int = 96, width: int = 96) -> NDArray[np.uint8]:
+        """An image of a camera: ``agent``, ``wrist`` or ``overview``.
+
+        Returns:
+            (height, width, 3) uint8, RGB.
+
+        Raises:
+            ConfigurationError: no such camera, no headless OpenGL, or a renderer whose images are
+                not images.
+        """
+        if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, camera) < 0:
+            raise ConfigurationError(
+                f"camera {camera!r} is unknown; known are {', '.join(scene.CAMERAS)}"
+            )
+        renderer = self._renderers.get((height, width))
+        if renderer is None:
+            renderer = self._make_renderer(height, width, camera)
+        renderer.update_scene(self.data, camera)
+        return renderer.render()
+
+    def _make_renderer(self, height: int, width: int, camera: str) -> mujoco.Renderer:
+        try:
+            renderer = mujoco.Renderer(self.model, height, width)
+        except Exception as error:  # the type depends on the OpenGL backend
+            raise explain(error) from error
+        renderer.update_scene(self.data, camera)
+        first, second = renderer.render(), renderer.render()
+        # A broken context renders noise or nothing, and fast: look before trusting it.
+        if not np.array_equal(first, second) or first.std() < 2.0:
+            renderer.close()
+            raise ConfigurationError(
+                f"rendering: camera {camera!r} gave "
+                + ("two images of one scene that differ" if first.std() >= 2.0 else "a flat image")
+                + "; the OpenGL context is broken"
+            )
+        self._renderers[height, width] = renderer
+        return renderer
+
+    def observation(self, stamp_ns: int | None = None) -> Observation:
+        """What the robot sees and feels now, ``simulator_state`` included.
+
+        Args:
+            stamp_ns: the moment; None takes the simulated time.
+        """
+        data = self.data
+        quaternion = np.empty(4)
+        mujoco.mju_mat2Quat(quaternion, data.site_xmat[self._tcp])
+        return Observation(
+            stamp_ns=round(self.time * 1e9) if stamp_ns is None else stamp_ns,
+            images={camera: self.render(camera, *IMAGE_SIZE) for camera in OBSERVED_CAMERAS},
+            joint_names=self.robot.joint_names,
+            joint_positions=data.qpos[:7].copy(),
+            joint_velocities=data.qvel[:7].copy(),
+            ee_position=data.site_xpos[self._tcp].copy(),
+            ee_quaternion=quaternion[[1, 2, 3, 0]],
+            gripper=self.gripper_opening,
+            instruction=self.instruction,
+            ee_frame=ACTION_SPEC.frame,
+            simulator_state=self.get_state(),
+        )
+
+    def close(self) -> None:
+        """Free the renderers."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+
+
+def _hermite_basis(s: FloatArray, dt: float) -> tuple[FloatArray, FloatArray]:
+    """Cubic Hermite basis at fractions s (N,): (N, 4) weights of q0, v0, q1, v1, and their rates.
+
+    ``[q0, v0, q1, v1]`` are in units of q and q/s; the rates are per second.
+    """
+    position = np.stack(
+        [
+            2 * s**3 - 3 * s**2 + 1,
+            (s**3 - 2 * s**2 + s) * dt,
+            -2 * s**3 + 3 * s**2,
+            (s**3 - s**2) * dt,
+        ],
+        axis=1,
+    )
+    rate = np.stack(
+        [
+            (6 * s**2 - 6 * s) / dt,
+            3 * s**2 - 4 * s + 1,
+            (-6 * s**2 + 6 * s) / dt,
+            3 * s**2 - 2 * s,
+        ],
+        axis=1,
+    )
+    return position, rate
