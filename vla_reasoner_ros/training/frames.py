@@ -7,14 +7,17 @@ another, lie tilted, or are held; the arm hovers anywhere or close to an object.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.data.episodes import Episode
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.sim import scene
@@ -64,8 +67,6 @@ class Frames:
 
     def save(self, path: Path) -> None:
         """Write an uncompressed ``.npz`` atomically."""
-        import io
-
         stream = io.BytesIO()
         np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
         write_atomically(path, stream.getvalue())
@@ -117,6 +118,45 @@ class FrameSource:
         rows = [self._frame(rng) for _ in range(count)]
         return Frames(**{f.name: np.stack([row[f.name] for row in rows]) for f in fields(Frames)})
 
+    def label_episode(self, episode: Episode, steps: NDArray[np.int64]) -> Frames:
+        """Frames of recorded steps, their labels from the recorded poses.
+
+        Whether a block is held follows from where it is between the fingers and from the opening.
+        """
+        order = [episode.meta.object_names.index(name) for name in self.layout.objects]
+        poses = episode["object_poses"][steps][:, order]
+        positions = poses[..., :3]
+        quaternions = episode["ee_quaternion"][steps]
+        held = is_held(
+            episode["ee_position"][steps],
+            Rotation.from_quat(quaternions).as_matrix(),
+            episode["gripper"][steps] * self._robot.gripper_opening,
+            positions[:, : len(self._blocks)],
+        )
+        points: dict[str, list[NDArray]] = {"agent": [], "wrist": []}
+        for joints, places in zip(episode["joint_positions"][steps], positions, strict=True):
+            self.data.qpos[:7] = joints
+            mujoco.mj_kinematics(self.model, self.data)
+            mujoco.mj_camlight(self.model, self.data)
+            for camera, rows in points.items():
+                rows.append(project(self.model, self.data, camera, places))
+        count = len(steps), len(self.layout.objects)
+        return Frames(
+            agent=episode.images["agent"][steps],
+            wrist=episode.images["wrist"][steps],
+            ee_position=episode["ee_position"][steps],
+            ee_quaternion=quaternions,
+            gripper=episode["gripper"][steps],
+            positions=positions,
+            rotations=Rotation.from_quat(poses[..., 3:].reshape(-1, 4))
+            .as_matrix()
+            .reshape(*count, 3, 3)
+            .astype(np.float32),
+            held=held,
+            agent_points=np.stack(points["agent"]),
+            wrist_points=np.stack(points["wrist"]),
+        )
+
     def _frame(self, rng: np.random.Generator) -> dict[str, NDArray]:
         while True:
             self._place_supports(rng)
@@ -145,10 +185,8 @@ class FrameSource:
             self.data.mocap_quat[mocap] = _yaw(0.0)
 
     def _place_blocks(self, rng: np.random.Generator, held: int | None) -> None:
-        supports = {
-            name: self.data.mocap_pos[self.model.body(name).mocapid[0]]
-            for name in ("plate", "tray")
-        }
+        model, mocap = self.model, self.data.mocap_pos
+        supports = {name: mocap[model.body(name).mocapid[0]] for name in ("plate", "tray")}
         half = scene.BLOCK_HALF
         placed: list[NDArray] = []
         for index in rng.permutation(len(self._blocks)):
@@ -160,7 +198,7 @@ class FrameSource:
                 quaternion = _yaw(rng.uniform(-np.pi, np.pi))
                 if mode == "stack" and placed:
                     below = placed[rng.integers(len(placed))]
-                    place = below + [*rng.normal(0.0, 0.007, 2), 2.0 * half]
+                    place = below + np.array([*rng.normal(0.0, 0.007, 2), 2.0 * half])
                 elif mode == "plate":
                     offset = rng.uniform(-0.045, 0.045, 2)
                     place = supports["plate"] + [*offset, scene.PLATE_TOP + half]
@@ -200,7 +238,7 @@ class FrameSource:
                 if body.mocapid[0] >= 0
                 else self.data.qpos[self.model.joint(name).qposadr[0] :][:3]
             )
-            target = base + [*rng.normal(0.0, 0.025, 2), rng.uniform(-0.01, 0.15)]
+            target = base + np.array([*rng.normal(0.0, 0.025, 2), rng.uniform(-0.01, 0.15)])
         else:
             low, high = [0.30, -0.28, 0.01], [0.68, 0.28, 0.50]
             target = rng.uniform(low, high)
@@ -310,6 +348,27 @@ def project(
     points = np.stack([local[:, 0], -local[:, 1]], axis=-1) / (depth * reach)[:, None]
     seen = (local[:, 2] < 0.0) & (np.abs(points) < 1.0).all(axis=-1)
     return np.where(seen[:, None], points, np.nan).astype(np.float32)
+
+
+def is_held(
+    ee_position: NDArray, ee_rotation: NDArray, opening: NDArray, blocks: NDArray
+) -> NDArray[np.bool_]:
+    """Whether the fingers hold each block, from geometry alone.
+
+    Args:
+        ee_position: (F, 3), m.
+        ee_rotation: (F, 3, 3).
+        opening: (F,) distance between the fingers, m.
+        blocks: (F, N, 3) centres, m.
+
+    Returns:
+        (F, N).
+    """
+    edge = 2.0 * scene.BLOCK_HALF
+    local = np.einsum("fji,fnj->fni", ee_rotation, blocks - ee_position[:, None])
+    between = (np.abs(local) < [edge / 2 + 0.006, 0.008, edge / 2 + 0.010]).all(axis=-1)
+    tight = (opening > edge - 0.004) & (opening < edge + 0.003)
+    return between & tight[:, None]
 
 
 def make_frames(folder: Path, count: int, seed: int, processes: int) -> None:

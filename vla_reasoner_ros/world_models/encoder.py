@@ -10,7 +10,7 @@ by a small network that also knows the arm's pose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class LatentLayout:
         object_position: (K, 3) centres, m.
         object_error: (K,) the encoder's own estimate of its position error, m.
         block_yaw: (N, 2) cosine and sine of four times the yaw.
-        object_up: (K,) vertical component of the object's own z axis, 1 when it stands.
+        object_up: (K,) vertical component of the most upright of its axes: 1 when it lies flat.
         block_held: (N,) probability that both fingers touch it.
     """
 
@@ -121,7 +121,7 @@ class EncoderConfig:
         hidden: width of the network that lifts heat maps to three dimensions.
     """
 
-    layout: LatentLayout = LatentLayout()
+    layout: LatentLayout = field(default_factory=LatentLayout)
     cameras: tuple[str, str] = ("agent", "wrist")
     image_size: int = 96
     channels: tuple[int, int, int] = (16, 32, 64)
@@ -248,16 +248,22 @@ class Tower(nn.Module):
         coarse = self.encode_coarse(coarse + self.condition(proprioception)[:, :, None, None])
         decoded = middle + functional.interpolate(self.back(coarse), scale_factor=2.0)
         decoded = self.decode(decoded)
-        maps = functional.pixel_shuffle(self.heat(decoded), 2).float().flatten(2)
-        absent = self.absent(coarse.mean(dim=(2, 3))).float()
+        maps, absent = self.heat(decoded), self.absent(coarse.mean(dim=(2, 3)))
+        # Positions need all the digits, also where training computes in bfloat16.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._locate(maps.float(), absent.float(), decoded.float())
+
+    def _locate(self, maps: Tensor, absent: Tensor, decoded: Tensor) -> Sighting:
+        """Spatial soft-argmax of (B, 4 K, S/2, S/2) maps, four sub-cells to a cell."""
+        maps = functional.pixel_shuffle(maps, 2).flatten(2)
         logits = torch.cat([maps, absent[:, :, None]], dim=2)
         heat = maps.softmax(dim=-1)
         points = heat @ self.grid
-        spread = (heat @ self.grid.square() - points.square()).clamp_min(0.0).sum(-1, keepdim=True)
+        spread = (heat @ self.grid.square() - points.square()).clamp_min(1e-8).sum(-1, keepdim=True)
         in_view = torch.sigmoid(maps.logsumexp(-1) - absent)[..., None]
         side = decoded.shape[-1]
-        pooled = heat.view(count, self.objects, side, 2, side, 2).sum(dim=(3, 5)).flatten(2)
-        features = pooled @ decoded.float().flatten(2).transpose(1, 2)
+        pooled = heat.unflatten(-1, (side, 2, side, 2)).sum(dim=(3, 5)).flatten(2)
+        features = pooled @ decoded.flatten(2).transpose(1, 2)
         summary = torch.cat([points * in_view, in_view, spread.sqrt()], dim=-1)
         return Sighting(logits, points, summary, features)
 
@@ -271,7 +277,7 @@ class Detection:
         positions: (B, K, 3), m, base frame.
         log_errors: (B, K) logarithm of the expected position error, m.
         yaw: (B, N, 2) cosine and sine of four times the yaw.
-        up: (B, K) vertical component of the object's z axis.
+        up: (B, K) vertical component of the object's most upright axis.
         held_logits: (B, N).
     """
 
@@ -317,7 +323,8 @@ class EncoderNetwork(nn.Module):
         """Locate the objects.
 
         Args:
-            agent, wrist: (B, 3, 96, 96) images scaled by :func:`normalise_images`.
+            agent: (B, 3, 96, 96) images scaled by :func:`normalise_images`.
+            wrist: the same of the other camera.
             arm: (B, A) arm part of the latent.
         """
         layout = self.config.layout
@@ -334,16 +341,19 @@ class EncoderNetwork(nn.Module):
             identity,
         ]
         with torch.autocast(arm.device.type, enabled=False):
-            output = self.fuse(torch.cat(inputs, dim=-1))
+            return self._lift(torch.cat(inputs, dim=-1), arm, seen_agent, seen_wrist)
+
+    def _lift(self, inputs: Tensor, arm: Tensor, agent: Sighting, wrist: Sighting) -> Detection:
+        output = self.fuse(inputs)
         in_world = self.position_mean + self.position_scale * output[..., 0:3]
         # A held block is where the fingers are: its place is then known better in their frame.
         rotation = rotation_matrix(arm[:, 3:9])
         in_hand = arm[:, None, :3] + 0.05 * torch.einsum("bij,bkj->bki", rotation, output[..., 3:6])
         share = torch.sigmoid(output[..., 6:7])
-        blocks = layout.blocks
+        blocks = self.config.layout.blocks
         return Detection(
-            agent=seen_agent,
-            wrist=seen_wrist,
+            agent=agent,
+            wrist=wrist,
             positions=(1.0 - share) * in_world + share * in_hand,
             log_errors=output[..., 7].clamp(-7.0, -1.0),
             yaw=output[:, :blocks, 8:10],

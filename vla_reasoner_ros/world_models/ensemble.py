@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -41,7 +42,7 @@ class EnsembleMlp(nn.Module):
         super().__init__()
         self.members = members
         self.layers = nn.ModuleList(
-            EnsembleLinear(members, a, b) for a, b in zip(widths, widths[1:], strict=False)
+            EnsembleLinear(members, a, b) for a, b in itertools.pairwise(widths)
         )
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ package, because a small network that predicts whole latents moves what should s
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class DynamicsConfig:
         hidden: width of their hidden layers.
     """
 
-    layout: LatentLayout = LatentLayout()
+    layout: LatentLayout = field(default_factory=LatentLayout)
     macro_steps: int = 4
     members: int = 3
     hidden: int = 160

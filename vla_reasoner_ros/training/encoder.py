@@ -1,0 +1,276 @@
+"""Train the image encoder: find the objects in labelled frames.
+
+The frames are rendered by :mod:`vla_reasoner_ros.training.frames`; frames of recorded episodes are
+mixed in where a folder of them is given, because what the arm does there is what it will see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.training.frames import Frames, FrameSource, make_frames
+from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
+from vla_reasoner_ros.weights import load_into, load_model, save_model
+from vla_reasoner_ros.world_models.encoder import (
+    MODEL_NAME,
+    SYMMETRY,
+    Detection,
+    Encoder,
+    EncoderConfig,
+    EncoderNetwork,
+    LatentLayout,
+    Sighting,
+    arm_latents,
+    fold_batch_norms,
+    normalise_images,
+)
+
+TRAINING_SEED = 100_000
+TUNING_SEED = 50_000
+COLOUR_JITTER = 0.06
+"""Standard deviation of the gain of each colour channel in training."""
+
+
+@dataclass(frozen=True)
+class FrameSamples:
+    """Frames as the training loop draws them."""
+
+    frames: Frames
+    layout: LatentLayout
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def batch(self, indices: NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
+        """Images, arm and labels of some frames; colours jittered when ``rng`` is given."""
+        frames, layout = self.frames, self.layout
+        blocks = layout.blocks
+        yaw, up = upright(frames.rotations[indices])
+        arm = arm_latents(
+            torch.from_numpy(frames.ee_position[indices]),
+            torch.from_numpy(frames.ee_quaternion[indices]),
+            torch.from_numpy(frames.gripper[indices]),
+            torch.zeros(len(indices), layout.joints),
+        )
+        gain = np.ones((2, len(indices), 3))
+        if rng is not None:
+            gain = rng.normal(1.0, COLOUR_JITTER, gain.shape)
+        return {
+            "agent": torch.from_numpy(frames.agent[indices]),
+            "wrist": torch.from_numpy(frames.wrist[indices]),
+            "gain": torch.from_numpy(gain.astype(np.float32)),
+            "arm": arm,
+            "positions": torch.from_numpy(frames.positions[indices]),
+            "yaw": torch.from_numpy(yaw[:, :blocks]),
+            "up": torch.from_numpy(np.where(np.arange(up.shape[1]) < blocks, up, 1.0)).float(),
+            "held": torch.from_numpy(frames.held[indices].astype(np.float32)),
+            "agent_points": torch.from_numpy(frames.agent_points[indices]),
+            "wrist_points": torch.from_numpy(frames.wrist_points[indices]),
+        }
+
+
+def upright(rotations: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How a cube lies, whichever of its faces is down.
+
+    Args:
+        rotations: (..., 3, 3).
+
+    Returns:
+        (..., 2) cosine and sine of four times the yaw, and (...,) the vertical component of the
+        most upright axis.
+    """
+    vertical = np.abs(rotations[..., 2, :])
+    up = vertical.max(axis=-1)
+    # Any axis but the most upright one tells the yaw; they differ by quarter turns.
+    side = (vertical.argmax(axis=-1) + 1) % 3
+    axis = np.take_along_axis(rotations, side[..., None, None], axis=-1)[..., 0]
+    angle = SYMMETRY * np.arctan2(axis[..., 1], axis[..., 0])
+    yaw = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    return yaw.astype(np.float32), up.astype(np.float32)
+
+
+def sighting_loss(sighting: Sighting, points: Tensor) -> Tensor:
+    """Cross-entropy of the heat maps plus the distance of their means from the true points.
+
+    Args:
+        sighting: what a tower saw.
+        points: (B, K, 2) true image positions -1..1, NaN when not in view.
+    """
+    cells = round((sighting.logits.shape[-1] - 1) ** 0.5)
+    log_heat = sighting.logits.log_softmax(dim=-1)
+    seen = torch.isfinite(points).all(dim=-1)
+    # The target is spread over the four cells around the point so that its mean is the point.
+    place = ((torch.nan_to_num(points) + 1.0) * cells / 2.0 - 0.5).clamp(0.0, cells - 1.001)
+    corner = place.floor()
+    share = place - corner
+    found = torch.zeros_like(log_heat[..., 0])
+    for right in (0, 1):
+        for down in (0, 1):
+            index = (corner[..., 1] + down) * cells + corner[..., 0] + right
+            weight = (share[..., 0] if right else 1.0 - share[..., 0]) * (
+                share[..., 1] if down else 1.0 - share[..., 1]
+            )
+            found = found + weight * log_heat.gather(-1, index.long()[..., None])[..., 0]
+    entropy = -torch.where(seen, found, log_heat[..., -1]).mean()
+    distance = (sighting.points - torch.nan_to_num(points)).abs().sum(-1)
+    return entropy + 10.0 * (distance * seen).mean()
+
+
+def encoder_loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The objective; errors are in metres."""
+    images = [
+        normalise_images(batch[camera]) * batch["gain"][index][:, :, None, None]
+        for index, camera in enumerate(("agent", "wrist"))
+    ]
+    detection: Detection = module(*images, batch["arm"])
+    errors = (detection.positions - batch["positions"]).norm(dim=-1)
+    # Near zero a smooth parabola, afar the distance itself: centimetres count, outliers do not.
+    position = ((errors / 0.01).square() + 0.04).sqrt().mean()
+    confidence = (detection.log_errors - (errors.detach() + 3e-4).log()).abs().mean()
+    flat = (batch["up"][:, : detection.yaw.shape[1]] > 0.95).float()[..., None]
+    yaw = ((detection.yaw - batch["yaw"]).square() * flat).mean()
+    up = (detection.up - batch["up"]).abs().mean()
+    held = functional.binary_cross_entropy_with_logits(detection.held_logits, batch["held"])
+    agent = sighting_loss(detection.agent, batch["agent_points"])
+    wrist = sighting_loss(detection.wrist, batch["wrist_points"])
+    loss = agent + 0.5 * wrist + position + 0.2 * confidence + yaw + 2.0 * up + held
+    blocks = errors[:, : detection.yaw.shape[1]]
+    wrong = ((detection.held_logits > 0.0) != (batch["held"] > 0.5)).float().mean()
+    return {
+        "loss": loss,
+        "median_m": errors.median(),
+        "mean_m": errors.mean(),
+        "blocks_m": blocks.mean(),
+        "agent": agent,
+        "yaw": yaw,
+        "held_wrong": wrong,
+    }
+
+
+def judge(encoder: Encoder, frames: Frames) -> dict[str, float]:
+    """Errors of an encoder on frames: per object kind, while held, and of its flags."""
+    samples = FrameSamples(frames, encoder.layout)
+    blocks = encoder.layout.blocks
+    errors, held, wrong = [], [], []
+    for start in range(0, len(frames), 64):
+        batch = samples.batch(np.arange(start, min(start + 64, len(frames))), None)
+        latents = encoder.encode_arrays(batch["agent"], batch["wrist"], batch["arm"])
+        found = encoder.layout.get(latents, "object_position")
+        errors.append((found - batch["positions"]).norm(dim=-1))
+        held.append(batch["held"] > 0.5)
+        wrong.append((encoder.layout.get(latents, "block_held") > 0.5) != held[-1])
+    error, is_held = torch.cat(errors), torch.cat(held)
+    block_error = error[:, :blocks]
+    measures = {
+        "object_error_median_m": error.median(),
+        "object_error_90_percent_m": error.quantile(0.9),
+        "block_error_median_m": block_error.median(),
+        "target_error_median_m": error[:, blocks:].median(),
+        "held_flag_wrong": torch.cat(wrong).float().mean(),
+    }
+    if is_held.any():
+        measures["held_block_error_median_m"] = block_error[is_held].median()
+    return {name: round(float(value), 5) for name, value in measures.items()}
+
+
+def episode_frames(episodes: EpisodeSet, layout: LatentLayout, every: int) -> Frames:
+    """Every so manieth step of every episode, labelled from the recorded poses."""
+    source = FrameSource(layout)
+    try:
+        return Frames.join(
+            [
+                source.label_episode(episode, np.arange(i % every, len(episode), every))
+                for i, episode in enumerate(episodes)
+                if len(episode) > i % every
+            ]
+        )
+    finally:
+        source.close()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("--frames", type=Path, default=Path("data/frames"), help="frames' folder")
+    parser.add_argument("--count", type=int, default=24_000, help="frames rendered for training")
+    parser.add_argument("--processes", type=int, default=2, help="processes that render")
+    parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
+    parser.add_argument("--every", type=int, default=5, help="steps between frames of an episode")
+    parser.add_argument("--initial", type=Path, help="folder of an encoder to start from")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("data/training/encoder"))
+    parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Render what is missing, train, judge on held-out frames, save."""
+    config = EncoderConfig()
+    held_out_count = max(500, arguments.count // 12)
+    make_frames(arguments.frames / "train", arguments.count, TRAINING_SEED, arguments.processes)
+    make_frames(arguments.frames / "held_out", held_out_count, TUNING_SEED, arguments.processes)
+    training = [Frames.load(arguments.frames / "train")]
+    held_out = {"random": Frames.load(arguments.frames / "held_out")}
+    data = {"random_frames": len(training[0]), "seed_of_first_shard": TRAINING_SEED}
+    if arguments.episodes:
+        seen, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
+        training.append(episode_frames(seen, config.layout, arguments.every))
+        held_out["episodes"] = episode_frames(unseen, config.layout, arguments.every)
+        data |= {"episode_frames": len(training[1]), "episodes_sha256": seen.content_hash}
+
+    with torch.random.fork_rng():
+        torch.manual_seed(arguments.seed)
+        network = EncoderNetwork(config)
+    if arguments.initial is not None:
+        load_into(network, load_model(arguments.initial / MODEL_NAME, MODEL_NAME)[0], MODEL_NAME)
+    network.to(memory_format=torch.channels_last)
+    parameters = TrainerParameters(
+        steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+        evaluate_every=500,
+        threads=arguments.threads,
+        seed=arguments.seed,
+    )
+    result = train(
+        network,
+        encoder_loss,
+        FrameSamples(Frames.join(training), config.layout),
+        FrameSamples(Frames.join(list(held_out.values())), config.layout),
+        parameters,
+        arguments.work,
+        title="encoder",
+        identity=data | {"architecture": config.to_card()},
+    )
+    # Folding changes the network in place, so what is saved is copied first.
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    encoder = Encoder(fold_batch_norms(network), "")
+    metrics = {name: judge(encoder, frames) for name, frames in held_out.items()}
+    save_model(
+        (arguments.output or models_directory()) / MODEL_NAME,
+        tensors,
+        {
+            "kind": MODEL_NAME,
+            "architecture": config.to_card(),
+            "data": data,
+            "seed": arguments.seed,
+            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
+            "metrics": {"held_out": metrics, "steps": result.steps, "best_step": result.best_step},
+            "licence": "Apache-2.0",
+        },
+        half=True,
+    )
+    for name, measures in metrics.items():
+        print(f"encoder on {name}: {measures}")
+    return 0
