@@ -20,8 +20,8 @@ from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
-from vla_reasoner_ros.msg import ActionChunk, Observation, SearchStatistics
 
+from vla_reasoner_ros.msg import ActionChunk, Observation, SearchStatistics
 from vla_reasoner_ros.paths import share_directory
 
 NODES = ("sim_node", "camera_node", "arm_controller_node", "planner_node")
