@@ -27,3 +27,11 @@ class InstructionError(VlaReasonerError, ValueError):
 
 class EpisodeError(VlaReasonerError, ValueError):
     """A recorded episode, or a set of them, is unusable: missing, corrupt, mixed or not finite."""
+
+
+class KinematicsError(VlaReasonerError, ValueError):
+    """A pose that the arm cannot reach within the tolerance asked for."""
+
+
+class TrajectoryError(VlaReasonerError, ValueError):
+    """A motion that breaks a limit; the message names joint, limit, time and value."""

@@ -323,16 +323,26 @@ def _tool_frames(root: _Section) -> tuple[FixedFrame, ...]:
 
 
 def _joint_limits(section: _Section, joints: int) -> JointLimits:
-    symmetric = ("velocity", "acceleration", "jerk", "torque")
-    section.keys("position_min", "position_max", *symmetric, "velocity_envelope")
+    section.keys(
+        "position_min",
+        "position_max",
+        "velocity",
+        "acceleration",
+        "jerk",
+        "torque",
+        "velocity_envelope",
+    )
     minimum, maximum = _range(section, "position_min", "position_max", joints)
     envelope = None
     if section.content["velocity_envelope"] is not None:
         envelope = _envelope(section.section("velocity_envelope"), joints)
     return JointLimits(
-        minimum,
-        maximum,
-        *(section.numbers(key, joints, positive=True) for key in symmetric),
+        position_min=minimum,
+        position_max=maximum,
+        velocity=section.numbers("velocity", joints, positive=True),
+        acceleration=section.numbers("acceleration", joints, positive=True),
+        jerk=section.numbers("jerk", joints, positive=True),
+        torque=section.numbers("torque", joints, positive=True),
         velocity_envelope=envelope,
     )
 

@@ -1,0 +1,113 @@
+"""Time-optimal motions without waypoints: the decelerating hold and the slow move to a pose.
+
+Ruckig computes them; their jerk is constant between the knots, which the controller's quintic
+interpolation reproduces exactly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import ruckig
+
+from vla_reasoner_ros.control.robots import JointLimits
+from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState, resting
+from vla_reasoner_ros.errors import TrajectoryError
+from vla_reasoner_ros.types import FloatArray
+
+MERGE = 2e-6  # s; knots closer than this become one
+HEADROOM = 0.99  # of acceleration and jerk, for what merging and whole nanoseconds cost
+SETTLED = 1e-12  # rad/s and rad/s^2 below which a joint counts as at rest
+
+
+def brake(joint_names: tuple[str, ...], start: MotionState, limits: JointLimits) -> JointTrajectory:
+    """From a commanded state to rest as fast as acceleration and jerk allow, each joint by itself.
+
+    Args:
+        joint_names: the J joints.
+        start: the commanded state at time 0.
+        limits: acceleration and jerk are respected; where the start already breaks the
+            acceleration limit, it only gets smaller.
+
+    Raises:
+        TrajectoryError: no deceleration was found (the state is not finite).
+    """
+    moving = np.abs(start.velocity).max() > SETTLED or np.abs(start.acceleration).max() > SETTLED
+    if not moving:
+        return resting(joint_names, start.position)
+    joints = len(joint_names)
+    request = _request(start, joints)
+    request.control_interface = ruckig.ControlInterface.Velocity
+    request.synchronization = ruckig.Synchronization.No
+    request.target_velocity = [0.0] * joints
+    acceleration = np.maximum(HEADROOM * limits.acceleration, np.abs(start.acceleration))
+    request.max_acceleration = acceleration.tolist()
+    request.max_jerk = (HEADROOM * limits.jerk).tolist()
+    return _solve(joint_names, request, start)
+
+
+def move_to(
+    joint_names: tuple[str, ...],
+    start: MotionState,
+    target: FloatArray,
+    limits: JointLimits,
+) -> JointTrajectory:
+    """From a commanded state to rest at ``target`` (J,) rad, all joints arriving together.
+
+    Raises:
+        TrajectoryError: there is no such motion within the limits.
+    """
+    joints = len(joint_names)
+    if np.abs(target - start.position).max() < SETTLED and start.resting:
+        return resting(joint_names, start.position)
+    request = _request(start, joints)
+    request.synchronization = ruckig.Synchronization.Time
+    request.target_position = np.asarray(target, dtype=np.float64).tolist()
+    request.target_velocity = [0.0] * joints
+    request.max_velocity = (HEADROOM * limits.velocity).tolist()
+    request.max_acceleration = (HEADROOM * limits.acceleration).tolist()
+    request.max_jerk = (HEADROOM * limits.jerk).tolist()
+    return _solve(joint_names, request, start)
+
+
+def _request(start: MotionState, joints: int) -> ruckig.InputParameter:
+    request = ruckig.InputParameter(joints)
+    request.current_position = start.position.tolist()
+    request.current_velocity = start.velocity.tolist()
+    request.current_acceleration = start.acceleration.tolist()
+    request.target_acceleration = [0.0] * joints
+    return request
+
+
+def _solve(
+    joint_names: tuple[str, ...], request: ruckig.InputParameter, start: MotionState
+) -> JointTrajectory:
+    joints = len(joint_names)
+    motion = ruckig.Trajectory(joints)
+    try:
+        result = ruckig.Ruckig(joints).calculate(request, motion)
+    except ruckig.RuckigError as error:
+        raise TrajectoryError(f"no motion from {start.position.tolist()} rad: {error}") from error
+    if result not in (ruckig.Result.Working, ruckig.Result.Finished):
+        raise TrajectoryError(f"no motion from {start.position.tolist()} rad: {result.name}")
+    times = np.round(_knot_times(motion) * 1e9) * 1e-9
+    states = np.array([motion.at_time(time) for time in times])  # (N, 3, J)
+    states[0] = start.position, start.velocity, start.acceleration
+    states[-1, 1:] = 0.0
+    return JointTrajectory(joint_names, times, states[:, 0], states[:, 1], states[:, 2])
+
+
+def _knot_times(motion: ruckig.Trajectory) -> FloatArray:
+    """When any joint's jerk changes (N,), s, and the end."""
+    switches = [0.0, motion.duration]
+    for profile in motion.profiles[0]:
+        elapsed = 0.0
+        for duration in [*profile.brake.t, *profile.t]:
+            elapsed += duration
+            switches.append(elapsed)
+    ordered = np.unique(np.clip(switches, 0.0, motion.duration))
+    apart = np.concatenate([[True], np.diff(ordered) > MERGE])
+    kept = ordered[apart]
+    if len(kept) == 1:
+        return np.array([0.0, max(motion.duration, 1e-9)])
+    kept[-1] = motion.duration
+    return kept

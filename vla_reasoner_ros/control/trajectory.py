@@ -1,0 +1,392 @@
+"""Trajectories as knots of position, velocity and acceleration, joined by quintic polynomials.
+
+A ``JointTrajectory`` is exactly what ros2_control's joint_trajectory_controller makes of its points
+when all three are given, so what is checked here is what the arm is told. ``spline_to_rest`` makes
+one from waypoints: the minimum-jerk interpolating spline (natural quintic spline, C4 inside) from a
+commanded state to rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import solve_banded
+
+from vla_reasoner_ros.control.robots import JointLimits
+from vla_reasoner_ros.errors import TrajectoryError
+from vla_reasoner_ros.types import FloatArray
+
+BRAKING_INTERVALS = 2.0  # the last waypoint gets twice its time: constant deceleration to rest
+STRETCH_ITERATIONS = 60
+STRETCH_STEP = 1.5  # largest factor on one interval in one iteration
+SAMPLES_PER_SEGMENT = 12
+
+
+@dataclass(frozen=True)
+class MotionState:
+    """Position, velocity and acceleration of all joints, each (J,): rad, rad/s, rad/s^2."""
+
+    position: FloatArray
+    velocity: FloatArray
+    acceleration: FloatArray
+
+    @staticmethod
+    def at_rest(position: FloatArray) -> MotionState:
+        """The state of an arm that stands still."""
+        position = np.array(position, dtype=np.float64)
+        return MotionState(position, np.zeros_like(position), np.zeros_like(position))
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing moves."""
+        return not (self.velocity.any() or self.acceleration.any())
+
+
+@dataclass(frozen=True)
+class JointTrajectory:
+    """A motion of J joints through N knots, quintic in between (C2).
+
+    Attributes:
+        joint_names: the J joints.
+        times: (N,) s, strictly increasing whole nanoseconds, the first 0: the commanded state.
+        positions: (N, J) rad.
+        velocities: (N, J) rad/s.
+        accelerations: (N, J) rad/s^2.
+    """
+
+    joint_names: tuple[str, ...]
+    times: FloatArray
+    positions: FloatArray
+    velocities: FloatArray
+    accelerations: FloatArray
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first knot to the last."""
+        return float(self.times[-1])
+
+    @property
+    def end(self) -> MotionState:
+        """The state at the last knot."""
+        return MotionState(self.positions[-1], self.velocities[-1], self.accelerations[-1])
+
+    def sample(self, time: float) -> MotionState:
+        """The state at ``time`` s; before the first knot and after the last, those knots."""
+        time = min(max(time, 0.0), self.duration)
+        index = min(max(int(np.searchsorted(self.times, time, side="right")) - 1, 0), self._last)
+        coefficients = _coefficients(self, slice(index, index + 1))[:, 0]
+        x = time - self.times[index]
+        return MotionState(
+            _horner(coefficients, x),
+            _horner(_derivative(coefficients), x),
+            _horner(_derivative(_derivative(coefficients)), x),
+        )
+
+    def sample_positions(self, times: FloatArray) -> FloatArray:
+        """Positions (M, J) at ascending ``times`` (M,) within the duration, s."""
+        index = np.searchsorted(self.times, times, side="right") - 1
+        np.clip(index, 0, self._last, out=index)
+        coefficients = _coefficients(self, slice(None))[:, index]
+        return _horner(coefficients, (times - self.times[index])[:, None])
+
+    def from_time(self, time: float) -> JointTrajectory:
+        """What is left of the motion from ``time`` s on, its clock starting there."""
+        state = self.sample(time)
+        later = self.times > time + 1e-9
+        if not later.any():
+            return resting(self.joint_names, state.position)
+        times = np.concatenate([[0.0], self.times[later] - time])
+        return JointTrajectory(
+            self.joint_names,
+            _whole_nanoseconds(times),
+            np.concatenate([state.position[None], self.positions[later]]),
+            np.concatenate([state.velocity[None], self.velocities[later]]),
+            np.concatenate([state.acceleration[None], self.accelerations[later]]),
+        )
+
+    def then(self, time: float, other: JointTrajectory) -> JointTrajectory:
+        """This motion until ``time`` s, then ``other``, which must start in the state there."""
+        earlier = self.times < time - 1e-9
+        times = np.concatenate([self.times[earlier], time + other.times])
+        return JointTrajectory(
+            self.joint_names,
+            _whole_nanoseconds(times),
+            np.concatenate([self.positions[earlier], other.positions]),
+            np.concatenate([self.velocities[earlier], other.velocities]),
+            np.concatenate([self.accelerations[earlier], other.accelerations]),
+        )
+
+    @property
+    def _last(self) -> int:
+        return max(len(self.times) - 2, 0)
+
+
+def resting(joint_names: tuple[str, ...], position: FloatArray) -> JointTrajectory:
+    """No motion: the arm rests at ``position`` (J,) for one nanosecond and then on."""
+    knots = np.array([position, position], dtype=np.float64)
+    zeros = np.zeros_like(knots)
+    return JointTrajectory(joint_names, np.array([0.0, 1e-9]), knots, zeros, zeros)
+
+
+def spline_to_rest(
+    joint_names: tuple[str, ...],
+    start: MotionState,
+    waypoints: FloatArray,
+    intervals: FloatArray,
+) -> JointTrajectory:
+    """The minimum-jerk spline from ``start`` through ``waypoints`` to rest at the last.
+
+    Args:
+        joint_names: the J joints.
+        start: the commanded state at time 0.
+        waypoints: (N, J) rad.
+        intervals: (N,) s, the time from the knot before to each waypoint.
+
+    Returns:
+        N + 1 knots: position, velocity and acceleration given at both ends, jerk and snap
+        continuous in between.
+    """
+    positions = np.concatenate([start.position[None], waypoints])
+    intervals = np.maximum(np.round(intervals * 1e9), 1.0) * 1e-9
+    velocities, accelerations = _minimum_jerk_knots(positions, intervals, start)
+    times = _whole_nanoseconds(np.concatenate([[0.0], np.cumsum(intervals)]))
+    return JointTrajectory(joint_names, times, positions, velocities, accelerations)
+
+
+@dataclass(frozen=True)
+class TimedSpline:
+    """A spline within limits, and what it took.
+
+    Attributes:
+        trajectory: the motion.
+        stretch: its duration over the duration asked for; 1 when no time had to be added.
+    """
+
+    trajectory: JointTrajectory
+    stretch: float
+
+
+def limited_spline_to_rest(
+    joint_names: tuple[str, ...],
+    start: MotionState,
+    waypoints: FloatArray,
+    intervals: FloatArray,
+    limits: JointLimits,
+    max_stretch: float,
+) -> TimedSpline:
+    """A spline through the waypoints that respects velocity, acceleration and jerk.
+
+    Intervals in which a limit would break are made longer, those alone, until none breaks: the
+    waypoints stay, the motion along them slows down. The last interval is ``BRAKING_INTERVALS``
+    times as long as asked for, so that the arm can come to rest there.
+
+    Args:
+        joint_names: the J joints.
+        start: the commanded state at time 0.
+        waypoints: (N, J) rad.
+        intervals: (N,) s.
+        limits: what must be respected.
+        max_stretch: largest total duration over the one asked for.
+
+    Raises:
+        TrajectoryError: more time does not help, or it takes more than ``max_stretch``; the joint,
+            the limit, the time and the value are named.
+    """
+    intervals = np.array(intervals, dtype=np.float64)
+    intervals[-1] *= BRAKING_INTERVALS
+    asked = float(intervals.sum())
+    for _ in range(STRETCH_ITERATIONS):
+        trajectory = spline_to_rest(joint_names, start, waypoints, intervals)
+        excess = _excess(trajectory, limits)
+        if not np.isfinite(excess).all():
+            break
+        if np.all(excess <= 1.0):
+            return TimedSpline(trajectory, trajectory.duration / asked)
+        intervals *= np.where(excess > 1.0, np.clip(1.01 * excess, 1.0, STRETCH_STEP), 1.0)
+        if intervals.sum() > max_stretch * asked:
+            break
+    raise TrajectoryError(
+        f"{_worst(trajectory, limits)}; slowing down to {intervals.sum() / asked:.2f} times the "
+        f"time asked for did not help (allowed is {max_stretch})"
+    )
+
+
+def _minimum_jerk_knots(
+    positions: FloatArray, intervals: FloatArray, start: MotionState
+) -> tuple[FloatArray, FloatArray]:
+    """Velocities and accelerations (N + 1, J) that make jerk and snap continuous.
+
+    The unknowns of knot k are u = v h and w = a h^2 with h the mean interval, which keeps the
+    matrix near unit scale; two equations per inner knot couple it to its neighbours, so the matrix
+    has three diagonals on either side.
+    """
+    knots, joints = positions.shape
+    velocities = np.zeros((knots, joints))
+    accelerations = np.zeros((knots, joints))
+    velocities[0], accelerations[0] = start.velocity, start.acceleration
+    inner = knots - 2
+    if inner < 1:
+        return velocities, accelerations
+    scale = intervals.mean()
+    h = intervals / scale
+    change = np.diff(positions, axis=0) / h[:, None] ** 3
+    left, right = h[:-1], h[1:]
+    matrix = np.zeros((inner, 2, 6))
+    # jerk at the end of the left interval minus jerk at the start of the right one
+    matrix[:, 0, 0], matrix[:, 0, 1] = -24.0 / left**2, -3.0 / left
+    matrix[:, 0, 2], matrix[:, 0, 3] = 36.0 / right**2 - 36.0 / left**2, 9.0 / left + 9.0 / right
+    matrix[:, 0, 4], matrix[:, 0, 5] = 24.0 / right**2, -3.0 / right
+    # snap, likewise
+    matrix[:, 1, 0], matrix[:, 1, 1] = -168.0 / left**3, -24.0 / left**2
+    matrix[:, 1, 2] = -192.0 / left**3 - 192.0 / right**3
+    matrix[:, 1, 3] = 36.0 / left**2 - 36.0 / right**2
+    matrix[:, 1, 4], matrix[:, 1, 5] = -168.0 / right**3, 24.0 / right**2
+    known = np.empty((inner, 2, joints))
+    known[:, 0] = 60.0 * (change[1:] - change[:-1])
+    known[:, 1] = -360.0 * (change[1:] / right[:, None] + change[:-1] / left[:, None])
+    known[0] -= np.outer(matrix[0, :, 0], start.velocity * scale)
+    known[0] -= np.outer(matrix[0, :, 1], start.acceleration * scale**2)
+    banded = np.zeros((7, 2 * inner))
+    for row in range(2):
+        for column in range(6):
+            offset = column - 2 - row  # of the column from the diagonal
+            first = 1 if column < 2 else 0
+            last = inner - 1 if column > 3 else inner
+            at = 2 * np.arange(first, last) + row + offset
+            banded[3 - offset, at] = matrix[first:last, row, column]
+    solution = solve_banded((3, 3), banded, known.reshape(2 * inner, joints), check_finite=False)
+    velocities[1:-1] = solution[0::2] / scale
+    accelerations[1:-1] = solution[1::2] / scale**2
+    return velocities, accelerations
+
+
+def _excess(trajectory: JointTrajectory, limits: JointLimits) -> FloatArray:
+    """By how much each interval (N,) is too short: above 1 where a limit is broken inside it."""
+    position, velocity, acceleration, jerk = _samples(trajectory)
+    if limits.velocity_envelope is None:
+        speed = np.abs(velocity) / limits.velocity
+    else:
+        speed = _envelope_ratio(position, velocity, limits)
+    return np.maximum(
+        speed.max(axis=(1, 2)),
+        np.maximum(
+            np.sqrt((np.abs(acceleration) / limits.acceleration).max(axis=(1, 2))),
+            np.cbrt((np.abs(jerk) / limits.jerk).max(axis=(1, 2))),
+        ),
+    )
+
+
+def _envelope_ratio(position: FloatArray, velocity: FloatArray, limits: JointLimits) -> FloatArray:
+    lower, upper = velocity_bounds(position, limits)
+    bound = np.where(velocity > 0.0, upper, -lower)
+    return np.where(velocity == 0.0, 0.0, np.abs(velocity) / np.maximum(bound, 1e-9))
+
+
+def velocity_bounds(position: FloatArray, limits: JointLimits) -> tuple[FloatArray, FloatArray]:
+    """The lowest and highest velocity allowed at positions (..., J), rad/s."""
+    if limits.velocity_envelope is None:
+        upper = np.broadcast_to(limits.velocity, position.shape)
+        return -upper, upper
+    lower, upper = limits.velocity_envelope.bounds(position)
+    return np.maximum(lower, -limits.velocity), np.minimum(upper, limits.velocity)
+
+
+_GRID = np.linspace(0.0, 1.0, SAMPLES_PER_SEGMENT)
+_POWERS = np.stack([_GRID**power for power in range(6)], axis=1)
+
+
+def _samples(
+    trajectory: JointTrajectory,
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Position, velocity, acceleration and jerk inside every interval, each (N, samples, J)."""
+    h = np.diff(trajectory.times)[:, None]
+    scaled = _unit_coefficients(trajectory, slice(None))
+    by_segment = scaled.transpose(1, 0, 2)  # (N, 6, J), of time over h
+    position = _POWERS @ by_segment
+    first = by_segment[:, 1:] * np.arange(1.0, 6.0)[:, None]
+    second = first[:, 1:] * np.arange(1.0, 5.0)[:, None]
+    third = second[:, 1:] * np.arange(1.0, 4.0)[:, None]
+    velocity = (_POWERS[:, :5] @ first) / h[:, None]
+    acceleration = (_POWERS[:, :4] @ second) / h[:, None] ** 2
+    jerk = (_POWERS[:, :3] @ third) / h[:, None] ** 3
+    return position, velocity, acceleration, jerk
+
+
+def _worst(trajectory: JointTrajectory, limits: JointLimits) -> str:
+    """The limit that is broken most, in words."""
+    position, velocity, acceleration, jerk = _samples(trajectory)
+    candidates = (
+        (
+            "velocity",
+            "rad/s",
+            velocity,
+            limits.velocity,
+            _envelope_ratio(position, velocity, limits),
+        ),
+        ("acceleration", "rad/s^2", acceleration, limits.acceleration, None),
+        ("jerk", "rad/s^3", jerk, limits.jerk, None),
+    )
+    texts: list[tuple[float, str]] = []
+    for name, unit, values, bound, ratio in candidates:
+        ratio = np.abs(values) / bound if ratio is None else ratio
+        ratio = np.where(np.isfinite(ratio), ratio, np.inf)
+        segment, sample, joint = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+        h = trajectory.times[segment + 1] - trajectory.times[segment]
+        texts.append(
+            (
+                float(ratio[segment, sample, joint]),
+                f"{trajectory.joint_names[joint]} breaks its {name} limit of {bound[joint]:g} "
+                f"{unit} at {trajectory.times[segment] + _GRID[sample] * h:.3f} s: "
+                f"{values[segment, sample, joint]:.4g} {unit}",
+            )
+        )
+    return max(texts)[1]
+
+
+def _unit_coefficients(trajectory: JointTrajectory, segments: slice) -> FloatArray:
+    """Quintic coefficients (6, N, J) in time over interval length, lowest power first."""
+    stop = None if segments.stop is None else segments.stop + 1
+    knots = slice(segments.start, stop)
+    h = np.diff(trajectory.times[knots])[:, None]
+    p, v, a = (
+        values[knots]
+        for values in (trajectory.positions, trajectory.velocities, trajectory.accelerations)
+    )
+    change = p[1:] - p[:-1]
+    v0, v1 = v[:-1] * h, v[1:] * h
+    a0, a1 = a[:-1] * h**2, a[1:] * h**2
+    return np.stack(
+        [
+            p[:-1],
+            v0,
+            0.5 * a0,
+            10.0 * change - 6.0 * v0 - 4.0 * v1 - 1.5 * a0 + 0.5 * a1,
+            -15.0 * change + 8.0 * v0 + 7.0 * v1 + 1.5 * a0 - a1,
+            6.0 * change - 3.0 * (v0 + v1) - 0.5 * (a0 - a1),
+        ]
+    )
+
+
+def _coefficients(trajectory: JointTrajectory, segments: slice) -> FloatArray:
+    """Quintic coefficients (6, N, J) in seconds, lowest power first."""
+    scaled = _unit_coefficients(trajectory, segments)
+    stop = None if segments.stop is None else segments.stop + 1
+    h = np.diff(trajectory.times[slice(segments.start, stop)])
+    return scaled / h[None, :, None] ** np.arange(6.0)[:, None, None]
+
+
+def _derivative(coefficients: FloatArray) -> FloatArray:
+    powers = np.arange(1.0, len(coefficients))
+    return coefficients[1:] * powers.reshape(-1, *[1] * (coefficients.ndim - 1))
+
+
+def _horner(coefficients: FloatArray, x: FloatArray | float) -> FloatArray:
+    value = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        value = value * x + coefficient
+    return np.asarray(value)
+
+
+def _whole_nanoseconds(times: FloatArray) -> FloatArray:
+    return np.round(times * 1e9) * 1e-9

@@ -1,0 +1,218 @@
+"""The gate before the arm: a trajectory as the controller will play it, against every limit.
+
+The trajectory is resampled at 1 kHz with the controller's own quintic interpolation and
+differentiated backward, as Franka's control interface does with what it receives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_reasoner_ros.control.kinematics import Kinematics
+from vla_reasoner_ros.control.robots import JointLimits, Workspace
+from vla_reasoner_ros.control.trajectory import JointTrajectory, velocity_bounds
+from vla_reasoner_ros.errors import TrajectoryError
+from vla_reasoner_ros.types import FloatArray
+
+PERIOD = 1e-3  # s, the resampling period
+CARTESIAN_STRIDE = 10  # every 10 ms: 0.1 mm between samples at the arm's largest acceleration
+RELATIVE_TOLERANCE = 1e-5  # rounding of differences over 1 ms, and of knot times to 1 ns
+MAX_DURATION = 600.0  # s, bounds the memory that one check may take
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One broken limit.
+
+    Attributes:
+        what: joint name, or ``TCP``.
+        limit: which limit: position, velocity, acceleration, jerk, workspace, speed, rest, finite.
+        time: s from the start of the trajectory.
+        value: what was found.
+        bound: what is allowed.
+        unit: the unit of both.
+    """
+
+    what: str
+    limit: str
+    time: float
+    value: float
+    bound: float
+    unit: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} breaks its {self.limit} limit of {self.bound:.6g} {self.unit} at "
+            f"{self.time:.3f} s: {self.value:.6g} {self.unit}"
+        )
+
+
+class LimitViolation(TrajectoryError):
+    """A trajectory that breaks a limit; ``violation`` has the parts of the message."""
+
+    def __init__(self, violation: Violation) -> None:
+        super().__init__(str(violation))
+        self.violation = violation
+
+
+def joint_violation(trajectory: JointTrajectory, limits: JointLimits) -> Violation | None:
+    """The first broken joint limit of a trajectory, None when it respects all.
+
+    Checked are finiteness, rest at the end, and position, velocity, acceleration and jerk by
+    backward differences at 1 kHz, from the sample before the start on.
+    """
+    names = trajectory.joint_names
+    structural = _structure(trajectory)
+    if structural is not None:
+        return structural
+    period = PERIOD
+    count = int(np.ceil(trajectory.duration / period - 1e-9))
+    times = np.minimum(np.arange(count + 1) * period, trajectory.duration)
+    position = np.concatenate([_before(trajectory), trajectory.sample_positions(times)])
+    at_end = np.repeat(position[-1:], 3, axis=0)
+    position = np.concatenate([position, at_end])
+    times = np.concatenate([times, times[-1] + period * np.arange(1.0, 4.0)])
+    velocity = np.diff(position, axis=0) / period
+    acceleration = np.diff(velocity, axis=0) / period
+    jerk = np.diff(acceleration, axis=0) / period
+    position, velocity, acceleration = position[3:], velocity[2:], acceleration[1:]
+    lower, upper = limits.position_min, limits.position_max
+    slow, fast = velocity_bounds(position, limits)
+    checks = (
+        ("position", "rad", position, lower, upper, 1e-9),
+        ("velocity", "rad/s", velocity, slow, fast, 1e-6),
+        ("acceleration", "rad/s^2", acceleration, -limits.acceleration, limits.acceleration, 1e-4),
+        ("jerk", "rad/s^3", jerk, -limits.jerk, limits.jerk, 1e-1),
+    )
+    for name, unit, values, low, high, slack in checks:
+        slack = slack + RELATIVE_TOLERANCE * np.abs(high)
+        broken = (values < low - slack) | (values > high + slack)
+        if broken.any():
+            step, joint = np.argwhere(broken)[0]
+            value = values[step, joint]
+            bound = np.broadcast_to(
+                high if value > 0.5 * (low + high)[..., joint].mean() else low, values.shape
+            )[step, joint]
+            return Violation(
+                names[joint], name, float(times[step]), float(value), float(bound), unit
+            )
+    return None
+
+
+def tcp_violation(
+    trajectory: JointTrajectory,
+    kinematics: Kinematics,
+    workspace: Workspace,
+    linear_speed: float,
+    angular_speed: float,
+) -> tuple[Violation | None, float]:
+    """The first broken limit of the tool centre point, and how fast it moves.
+
+    Args:
+        trajectory: the motion.
+        kinematics: the arm's.
+        workspace: the box that the TCP must stay in, base frame, m.
+        linear_speed: largest TCP speed, m/s.
+        angular_speed: largest TCP angular speed, rad/s.
+
+    Returns:
+        The violation or None, and the largest ratio of speed to its limit.
+    """
+    step = PERIOD * CARTESIAN_STRIDE
+    times = np.append(np.arange(0.0, trajectory.duration, step), trajectory.duration)
+    joints = trajectory.sample_positions(times)
+    velocities = np.gradient(joints, step, axis=0) if len(times) > 2 else np.zeros_like(joints)
+    position, twist = kinematics.twists(joints, velocities)
+    outside = (position < workspace.min) | (position > workspace.max)
+    speeds = np.stack(
+        [np.linalg.norm(twist[:, :3], axis=1), np.linalg.norm(twist[:, 3:], axis=1)], axis=1
+    )
+    bounds = np.array([linear_speed, angular_speed])
+    ratio = float((speeds / bounds).max())
+    if outside.any():
+        index, axis = np.argwhere(outside)[0]
+        value = position[index, axis]
+        bound = workspace.min[axis] if value < workspace.min[axis] else workspace.max[axis]
+        return (
+            Violation(
+                f"TCP {'xyz'[axis]}",
+                "workspace",
+                float(times[index]),
+                float(value),
+                float(bound),
+                "m",
+            ),
+            ratio,
+        )
+    if ratio > 1.0:
+        index, kind = np.unravel_index(int(np.argmax(speeds / bounds)), speeds.shape)
+        return (
+            Violation(
+                "TCP",
+                ("speed", "angular speed")[kind],
+                float(times[index]),
+                float(speeds[index, kind]),
+                float(bounds[kind]),
+                ("m/s", "rad/s")[kind],
+            ),
+            ratio,
+        )
+    return None, ratio
+
+
+def require_valid(trajectory: JointTrajectory, limits: JointLimits) -> None:
+    """Refuse a trajectory that breaks a joint limit.
+
+    Raises:
+        LimitViolation: the first broken limit.
+    """
+    violation = joint_violation(trajectory, limits)
+    if violation is not None:
+        raise LimitViolation(violation)
+
+
+def _structure(trajectory: JointTrajectory) -> Violation | None:
+    arrays = (trajectory.positions, trajectory.velocities, trajectory.accelerations)
+    for name, values in zip(("position", "velocity", "acceleration"), arrays, strict=True):
+        finite = np.isfinite(values)
+        if not finite.all():
+            knot, joint = np.argwhere(~finite)[0]
+            return Violation(
+                trajectory.joint_names[joint],
+                f"finite {name}",
+                float(trajectory.times[knot]),
+                float(values[knot, joint]),
+                np.inf,
+                "",
+            )
+    steps = np.diff(trajectory.times)
+    if not np.isfinite(trajectory.times).all() or np.any(steps <= 0.0):
+        return Violation(
+            "time", "ascending", float(trajectory.times[-1]), float(np.min(steps)), 0.0, "s"
+        )
+    if trajectory.duration > MAX_DURATION:
+        return Violation("time", "duration", 0.0, trajectory.duration, MAX_DURATION, "s")
+    for name, values in (("velocity", arrays[1][-1]), ("acceleration", arrays[2][-1])):
+        if values.any():
+            joint = int(np.argmax(np.abs(values)))
+            return Violation(
+                trajectory.joint_names[joint],
+                f"rest {name} at the end",
+                trajectory.duration,
+                float(values[joint]),
+                0.0,
+                "",
+            )
+    return None
+
+
+def _before(trajectory: JointTrajectory) -> FloatArray:
+    """Three samples (3, J) before the start, at the commanded acceleration."""
+    back = -PERIOD * np.array([[3.0], [2.0], [1.0]])
+    return (
+        trajectory.positions[0]
+        + back * trajectory.velocities[0]
+        + 0.5 * back**2 * trajectory.accelerations[0]
+    )
