@@ -12,7 +12,7 @@ import numpy as np
 
 from vla_reasoner_ros.sim import tasks
 from vla_reasoner_ros.sim.inverse_kinematics import rotate, rotation_between
-from vla_reasoner_ros.sim.scene import BLOCK_HALF, PLATE_TOP, TRAY_RIM
+from vla_reasoner_ros.sim.scene import BLOCK_HALF
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.types import FloatArray
 
@@ -24,6 +24,8 @@ TURN = 0.15
 """Largest rotation of an action, rad."""
 HOVER = 0.075
 """Height of the fingers above what they will approach, m."""
+PUSH_HEIGHT = 0.020
+"""Height of the fingers while they push, m."""
 OPEN, CLOSED = 1.0, 0.0
 
 
@@ -103,6 +105,10 @@ def _axis_x(quaternion: FloatArray) -> FloatArray:
     return np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
 
 
+def _at_height(point: FloatArray, height: float) -> FloatArray:
+    return np.array([point[0], point[1], height])
+
+
 def _nearest_quarter(yaw: float, reference: float = 0.0) -> float:
     """The yaw of a square object, up to quarter turns, that is nearest to the reference."""
     return reference + (yaw - reference + np.pi / 4) % (np.pi / 2) - np.pi / 4
@@ -116,7 +122,7 @@ def _to_grasp(task: tasks.Task, state: tasks.TrueState) -> _Aim:
     horizontal = float(np.hypot(offset[0], offset[1]))
     if horizontal > 0.012 + 0.25 * max(state.tcp[2] - block[2] - 0.02, 0.0):
         height = block[2] + HOVER if horizontal > 0.03 else max(state.tcp[2], block[2] + HOVER)
-        return _Aim(np.array([block[0], block[1], height]), OPEN, yaw)
+        return _Aim(_at_height(block, height), OPEN, yaw)
     if horizontal > 0.006 or state.tcp[2] - block[2] > 0.008 or state.opening < 0.5:
         ready = state.tcp[2] - block[2] < 0.03 and state.opening < 0.9
         if not ready:
@@ -134,18 +140,20 @@ def _place(task: tasks.Task, state: tasks.TrueState, world: World) -> _Aim:
         position, _ = world.target_pose
         return _Aim(position, OPEN)
     if resting:
-        return _Aim(np.array([*block[:2], goal[2] + 0.10]), OPEN)
+        return _Aim(_at_height(block, goal[2] + 0.10), OPEN)
     if task.block not in state.pinched:
         return _to_grasp(task, state)
     # The TCP relative to the block stays as it was grasped.
     grasp = state.tcp - block
-    over = goal + (0.0, 0.0, 0.05)
+    over = goal + np.array([0.0, 0.0, 0.05])
     yaw = _nearest_quarter(state.yaws[task.target]) if task.target in state.yaws else None
-    if horizontal > 0.008:
-        needed = over[2] - 0.012 if horizontal < 0.12 else max(TRAY_RIM, PLATE_TOP) + BLOCK_HALF
+    # Once on the way down, a small offset is corrected on the way, not above again.
+    if horizontal > (0.006 if block[2] > over[2] - 0.01 else 0.013):
+        # Above the other blocks before it goes far.
+        needed = over[2] - 0.012 if horizontal < 0.12 else 3 * BLOCK_HALF + 0.008
         if block[2] < needed:
-            share = 0.35 if horizontal > 0.12 else 0.0
-            return _Aim(np.array([*(block + share * offset)[:2], over[2]]) + grasp, CLOSED, yaw)
+            share = 0.2 if horizontal > 0.12 else 0.0
+            return _Aim(_at_height(block + share * offset, over[2]) + grasp, CLOSED, yaw)
         return _Aim(over + grasp, CLOSED, yaw)
     return _Aim(goal + grasp - (0.0, 0.0, 0.001), CLOSED, yaw)
 
@@ -154,23 +162,24 @@ def _push(task: tasks.Task, state: tasks.TrueState, world: World) -> _Aim:
     block = state.blocks[task.block]
     if block[0] > tasks.PUSH_X + 0.008:
         return _Aim(state.tcp - (0.03, 0.0, 0.0), CLOSED, 0.0)
-    behind = block - (tasks.PUSH_OFFSET + 0.03, 0.0, 0.004)
+    behind = np.array([block[0] - tasks.PUSH_OFFSET - 0.02, block[1], PUSH_HEIGHT])
     gap = block[0] - state.tcp[0]
     aside = state.tcp[1] - block[1]
-    if abs(aside) < 0.012 and gap > tasks.PUSH_OFFSET - 0.01 and state.tcp[2] < block[2] + 0.015:
+    if abs(aside) < 0.012 and gap > tasks.PUSH_OFFSET - 0.01 and state.tcp[2] < PUSH_HEIGHT + 0.015:
         # Push through, and lean against the drift that would let the block slip off.
-        return _Aim(np.array([tasks.PUSH_X + 0.05, block[1] - 0.3 * aside, behind[2]]), CLOSED, 0.0)
+        return _Aim(
+            np.array([tasks.PUSH_X + 0.05, block[1] - 0.3 * aside, PUSH_HEIGHT]), CLOSED, 0.0
+        )
     if abs(aside) > 0.008 or gap < tasks.PUSH_OFFSET + 0.005:
-        return _Aim(np.array([behind[0], behind[1], block[2] + HOVER]), CLOSED, 0.0)
+        return _Aim(_at_height(behind, BLOCK_HALF + HOVER), CLOSED, 0.0)
     return _Aim(behind, CLOSED, 0.0)
 
 
 def _lift(task: tasks.Task, state: tasks.TrueState, world: World) -> _Aim:
-    block = state.blocks[task.block]
     if task.block not in state.pinched:
         return _to_grasp(task, state)
     height = tasks.LIFT_Z + 0.04
-    return _Aim(np.array([*state.tcp[:2], height]), CLOSED)
+    return _Aim(_at_height(state.tcp, height), CLOSED)
 
 
 _AIMS = {"place": _place, "push": _push, "lift": _lift}

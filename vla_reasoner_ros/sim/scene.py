@@ -29,13 +29,13 @@ BLOCKS = {
     "green_block": (0.10, 0.65, 0.15, 1.0),
     "blue_block": (0.10, 0.25, 0.90, 1.0),
 }
-PLATE_RADIUS = 0.062
+PLATE_RADIUS = 0.058
 PLATE_TOP = 0.010
-TRAY_HALF = 0.068
+TRAY_HALF = 0.062
 TRAY_FLOOR = 0.006
 """Height of the tray's floor above the table, m."""
 TRAY_RIM = 0.018
-LINE_X = 0.655
+LINE_X = 0.665
 """The marked line of the push task: its middle, m from the base."""
 FINGER_TRAVEL = 0.5
 """Share of the gripper's opening that each finger moves."""
@@ -44,6 +44,9 @@ CAMERAS = ("agent", "wrist", "overview")
 _ARM, _OBJECTS = 1, 2  # collision bits: the arm meets objects and table, never itself
 _WHITE, _GREY, _DARK = (0.92, 0.92, 0.90, 1.0), (0.55, 0.57, 0.60, 1.0), (0.22, 0.23, 0.25, 1.0)
 _SERVO_STIFFNESS = (4500.0, 4500.0, 3500.0, 3500.0, 2000.0, 2000.0, 2000.0)  # N m / rad
+# MuJoCo takes the larger friction of two geoms. Pads that grip much better than blocks slide would
+# jam a pushed block: with mu_pad mu_table > 1 pressing down locks it.
+_SLIDING, _GRIPPING = (0.5, 0.005, 0.0001), (1.3, 0.005, 0.0001)
 _FINGER_FORCE = 25.0  # N a finger; the Franka Hand holds 70 N for long
 
 
@@ -161,7 +164,7 @@ def build_scene(robot: Robot, time_step: float) -> mujoco.MjSpec:
 def _add_table(spec: mujoco.MjSpec) -> None:
     world = spec.worldbody
     box = mujoco.mjtGeom.mjGEOM_BOX
-    solid = {"contype": _OBJECTS, "conaffinity": _ARM | _OBJECTS}
+    solid = {"contype": _OBJECTS, "conaffinity": _ARM | _OBJECTS, "friction": _SLIDING}
     ghost = {"contype": 0, "conaffinity": 0}
     world.add_geom(
         name="table",
@@ -192,7 +195,7 @@ def _add_table(spec: mujoco.MjSpec) -> None:
     plate.add_geom(
         type=mujoco.mjtGeom.mjGEOM_CYLINDER,
         pos=[0, 0, PLATE_TOP],
-        size=[0.042, 0.0004, 0],
+        size=[0.040, 0.0004, 0],
         rgba=[0.80, 0.84, 0.92, 1.0],
         **ghost,
     )
@@ -220,7 +223,7 @@ def _add_block(spec: mujoco.MjSpec, name: str, rgba: tuple[float, ...]) -> None:
     body.add_freejoint(name=name)
     body.add_geom(
         name=name, type=mujoco.mjtGeom.mjGEOM_BOX, size=[BLOCK_HALF] * 3, rgba=rgba, mass=0.08,
-        friction=[0.8, 0.005, 0.0001], contype=_OBJECTS, conaffinity=_ARM | _OBJECTS,
+        friction=_SLIDING, contype=_OBJECTS, conaffinity=_ARM | _OBJECTS,
     )  # fmt: skip
 
 
@@ -296,7 +299,7 @@ def _add_hand(spec: mujoco.MjSpec, link: mujoco.MjsBody, robot: Robot) -> None:
         )  # fmt: skip
         finger.add_geom(
             name=f"{side}_pad", type=box, pos=[0, sign * 0.006, tcp_z - 0.0045],
-            size=[0.010, 0.006, 0.0145], rgba=_DARK, mass=0.02, friction=[1.5, 0.01, 0.0001],
+            size=[0.010, 0.006, 0.0145], rgba=_DARK, mass=0.02, friction=_GRIPPING,
             solref=[0.006, 1.0], **arm,
         )  # fmt: skip
         actuator = spec.add_actuator(

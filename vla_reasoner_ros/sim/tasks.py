@@ -17,8 +17,10 @@ from vla_reasoner_ros.sim.scene import (
     BLOCK_HALF,
     BLOCKS,
     LINE_X,
+    PLATE_RADIUS,
     PLATE_TOP,
     TRAY_FLOOR,
+    TRAY_HALF,
 )
 from vla_reasoner_ros.types import FloatArray
 
@@ -188,10 +190,14 @@ class TrueState:
 def place_goal(task: Task, state: TrueState) -> tuple[FloatArray, float]:
     """Where the block's centre shall come to rest (3,), and the horizontal tolerance, m."""
     if task.target == "plate":
-        return state.plate + (0.0, 0.0, PLATE_TOP + BLOCK_HALF), 0.042
+        return _above(state.plate, PLATE_TOP + BLOCK_HALF), 0.040
     if task.target == "tray":
-        return state.tray + (0.0, 0.0, TRAY_FLOOR + BLOCK_HALF), 0.045
-    return state.blocks[task.target] + (0.0, 0.0, 2 * BLOCK_HALF), 0.020
+        return _above(state.tray, TRAY_FLOOR + BLOCK_HALF), 0.042
+    return _above(state.blocks[task.target], 2 * BLOCK_HALF), 0.020
+
+
+def _above(point: FloatArray, height: float) -> FloatArray:
+    return np.array([point[0], point[1], point[2] + height])
 
 
 def _rests_at_goal(task: Task, state: TrueState) -> bool:
@@ -295,10 +301,34 @@ class InitialScene:
     tcp_yaw: float
 
 
-BLOCK_AREA = ((0.43, 0.58), (-0.115, 0.115))
+BLOCK_AREA = ((0.44, 0.59), (-0.11, 0.11))
+"""Lowest and highest x, and y, of the blocks' centres at the start, m."""
 BLOCK_SPACING = 0.09
+"""Least distance between two blocks' centres at the start, m: room for the open fingers."""
+TARGET_GAP = 0.033
+"""Least distance of a block's centre from the edge of plate and tray, m."""
 PUSH_LANE = 0.06
 """Half the width of the strip that is kept free for pushing, m."""
+PUSH_MIN_X = 0.47
+"""The arm must reach behind the block that it pushes, m."""
+
+
+def _fits(
+    task: Task, blocks: Mapping[str, FloatArray], plate: FloatArray, tray: FloatArray
+) -> bool:
+    places = np.stack(list(blocks.values()))
+    gaps = np.linalg.norm(places[:, None] - places[None], axis=2)
+    if gaps[np.triu_indices(len(places), 1)].min() < BLOCK_SPACING:
+        return False
+    if np.linalg.norm(places - plate, axis=1).min() < PLATE_RADIUS + TARGET_GAP:
+        return False
+    if np.abs(places - tray).max(axis=1).min() < TRAY_HALF + TARGET_GAP:
+        return False
+    if task.kind != "push":
+        return True
+    pushed = blocks[task.block]
+    others = [place for name, place in blocks.items() if name != task.block]
+    return bool(pushed[0] > PUSH_MIN_X and min(abs(p[1] - pushed[1]) for p in others) > PUSH_LANE)
 
 
 def sample_scene(task: Task, rng: np.random.Generator) -> InitialScene:
@@ -306,22 +336,13 @@ def sample_scene(task: Task, rng: np.random.Generator) -> InitialScene:
 
     For pushing, no other block stands in the way of the pushed one or of the fingers behind it.
     """
-    plate = tuple(np.array([0.50, -0.215]) + rng.uniform(-0.02, 0.02, 2))
-    tray = tuple(np.array([0.50, 0.215]) + rng.uniform(-0.02, 0.02, 2))
-    (x_low, x_high), (y_low, y_high) = BLOCK_AREA
+    plate = np.array([0.50, -0.215]) + rng.uniform(-0.015, 0.015, 2)
+    tray = np.array([0.50, 0.215]) + rng.uniform(-0.015, 0.015, 2)
+    low, high = np.transpose(BLOCK_AREA)
     while True:
-        places = rng.uniform((x_low, y_low), (x_high, y_high), size=(len(BLOCKS), 2))
-        gaps = np.linalg.norm(places[:, None] - places[None], axis=2)
-        if gaps[np.triu_indices(len(BLOCKS), 1)].min() < BLOCK_SPACING:
-            continue
-        by_name = dict(zip(BLOCKS, places, strict=True))
-        if task.kind == "push" and any(
-            abs(place[1] - by_name[task.block][1]) < PUSH_LANE
-            for name, place in by_name.items()
-            if name != task.block
-        ):
-            continue
-        break
+        by_name = dict(zip(BLOCKS, rng.uniform(low, high, size=(len(BLOCKS), 2)), strict=True))
+        if _fits(task, by_name, plate, tray):
+            break
     blocks = {
         name: (float(x), float(y), float(rng.uniform(-0.3, 0.3)))
         for name, (x, y) in by_name.items()
