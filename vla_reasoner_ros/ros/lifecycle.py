@@ -1,0 +1,380 @@
+"""The base of all nodes: loud lifecycle transitions, one teardown path, and a clean end.
+
+A node of this package subclasses :class:`LifecycleNode`, overrides ``configure``, ``activate``,
+``deactivate`` and ``teardown`` (all optional, all free to raise) and is started by :func:`run`::
+
+    class CameraNode(LifecycleNode[CameraParameters]):
+        parameters_class = CameraParameters
+        ...
+
+    def main() -> None:
+        run(CameraNode, "camera_node")
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeVar
+
+import rclpy
+from rclpy._rclpy_pybind11 import RCLError
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.executors import MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from vla_reasoner_ros.errors import VlaReasonerError
+from vla_reasoner_ros.parameters import parameter
+from vla_reasoner_ros.ros.clock import on_jump_back
+from vla_reasoner_ros.ros.diagnostics import Level, Report, Updater
+from vla_reasoner_ros.ros.parameters import NodeParameters
+
+STOP_TIMEOUT_S = 1.5
+"""Wall-clock seconds from a signal until a node that does not end by itself is ended."""
+
+EXECUTOR_THREADS = 4
+"""The node's own work, parameters, a lifecycle transition, and one to answer about the state."""
+
+UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"
+
+
+@dataclass(frozen=True)
+class BaseParameters:
+    """What every node takes."""
+
+    autostart: bool = parameter(
+        True,
+        "Configure and activate by itself at the start. Set it to false where a lifecycle manager "
+        "or a launch file does that. A node that cannot configure then ends with exit code 1.",
+        read_only=True,
+    )
+    diagnostics_period: float = parameter(
+        1.0,
+        "Wall-clock time between two messages on /diagnostics.",
+        unit="s",
+        minimum=0.05,
+        maximum=60.0,
+        read_only=True,
+    )
+
+
+P = TypeVar("P", bound=BaseParameters)
+
+
+class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
+    """A managed node whose failures are said and whose resources are let go in one place.
+
+    Exceptions in a transition are logged with their traceback and kept in :attr:`stop_reason`:
+    a failed configure goes back to unconfigured, to be tried again after a parameter was corrected;
+    any other failed transition tears the node down and leaves it unconfigured.
+
+    Transitions, ``parameters_changed``, ``clock_jumped_back`` and callbacks wrapped by
+    :meth:`guarded` never overlap: they hold :attr:`exclusive`.
+
+    Class attributes:
+        parameters_class: the node's parameter dataclass, a subclass of :class:`BaseParameters`.
+
+    Attributes:
+        diagnostics: tasks added here are published on ``/diagnostics``.
+        work: callback group for the node's own subscriptions, timers and services, apart from
+            that of parameters, lifecycle and diagnostics, which they therefore never hold up.
+        exclusive: the lock that callbacks which are not :meth:`guarded` take.
+        stop_reason: why the node is not active; empty when all is well.
+        dropped: callback name to how many messages were dropped as unusable since configure, and
+            the newest reason.
+    """
+
+    parameters_class: type[P]
+
+    def __init__(self, name: str, **options: Any) -> None:
+        Node.__init__(self, name, automatically_declare_parameters_from_overrides=True, **options)
+        LifecycleNodeMixin.__init__(
+            self, enable_communication_interface=True, callback_group=ReentrantCallbackGroup()
+        )
+        self.stop_reason = ""
+        self.dropped: dict[str, tuple[int, str]] = {}
+        self.work = MutuallyExclusiveCallbackGroup()
+        self.exclusive = threading.RLock()
+        self._declared: NodeParameters[P] = NodeParameters(
+            self, self.parameters_class, self._is_configured, self._parameters_changed
+        )
+        change_state = self._service_change_state
+        change_state.callback = self._refusing_impossible(change_state.callback)
+        self.diagnostics = Updater(
+            self,
+            self.parameters.diagnostics_period,
+            hardware_id=self.get_fully_qualified_name(),
+            callback_group=MutuallyExclusiveCallbackGroup(),
+        )
+        self.diagnostics.add("state", self._report_state)
+        self._jump_handle = on_jump_back(self.get_clock(), self._clock_jumped_back)
+        self._permanent = self._entities()
+
+    @property
+    def parameters(self) -> P:
+        """The newest valid parameters, one immutable snapshot."""
+        return self._declared.value
+
+    @property
+    def state(self) -> str:
+        """Label of the lifecycle state."""
+        return str(self._state_machine.current_state[1])
+
+    def now_ns(self) -> int:
+        """The node's clock, nanoseconds."""
+        return int(self.get_clock().now().nanoseconds)
+
+    # What a node overrides.
+
+    def configure(self) -> None:
+        """Load, check and create everything; raise when it cannot work."""
+
+    def activate(self) -> None:
+        """Begin to work."""
+
+    def deactivate(self) -> None:
+        """Stop working; what moves is brought to rest."""
+
+    def teardown(self) -> None:
+        """Let go of what :meth:`configure` made, even where that failed half-way.
+
+        Called once after every configure. Subscriptions, timers, services, clients and publishers
+        made through the node are destroyed after it and need no mention.
+        """
+
+    def parameters_changed(self, parameters: P) -> None:
+        """Take over changed parameters; called with a checked snapshot, configured nodes only."""
+
+    def clock_jumped_back(self, seconds: float) -> None:
+        """Forget what is dated by the old time; ``seconds`` is the jump, negative."""
+
+    # Helpers for nodes.
+
+    def guarded(
+        self, name: str, callback: Callable[..., None], *, while_inactive: bool = False
+    ) -> Callable[..., None]:
+        """Wrap a subscription's or timer's callback.
+
+        It is left out unless the node is active, never overlaps a transition, and an unusable
+        message is dropped, counted under ``name`` and said. Only errors that this package raises on
+        purpose count as the message's fault; anything else is a defect and ends the node.
+
+        Args:
+            name: the topic, or what the timer does.
+            callback: takes the message, or nothing.
+            while_inactive: call it in the inactive state too, for latched topics.
+        """
+        states = (ACTIVE, INACTIVE) if while_inactive else (ACTIVE,)
+
+        def call(*arguments: Any) -> None:
+            with self.exclusive:
+                if self.state not in states:
+                    return
+                try:
+                    callback(*arguments)
+                except VlaReasonerError as error:
+                    self.drop(name, str(error))
+
+        return call
+
+    def drop(self, name: str, reason: str) -> None:
+        """Count something that could not be used, and say it at most once a second."""
+        count, _ = self.dropped.get(name, (0, ""))
+        self.dropped[name] = (count + 1, reason)
+        self.get_logger().warning(f"{name}: dropped: {reason}", throttle_duration_sec=1.0)
+
+    def start(self) -> bool:
+        """Configure and activate; whether both succeeded, else :attr:`stop_reason` says why."""
+        with self.exclusive:
+            return (
+                self.trigger_configure() == TransitionCallbackReturn.SUCCESS
+                and self.trigger_activate() == TransitionCallbackReturn.SUCCESS
+            )
+
+    def stop(self) -> None:
+        """Deactivate and tear down from whatever state the node is in."""
+        with self.exclusive:
+            if self.state in (UNCONFIGURED, INACTIVE, ACTIVE):
+                self.trigger_shutdown()
+
+    # Transitions, called by the lifecycle state machine.
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Configure; a failure leaves the node unconfigured."""
+        if self._attempt("configure", self._configure):
+            return TransitionCallbackReturn.SUCCESS
+        self._release()
+        return TransitionCallbackReturn.FAILURE
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Enable the managed publishers, then activate."""
+        super().on_activate(state)
+        return _outcome(self._attempt("activate", self.activate))
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Deactivate, then disable the managed publishers."""
+        done = self._attempt("deactivate", self.deactivate)
+        super().on_deactivate(state)
+        return _outcome(done)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Tear down."""
+        return _outcome(self._release())
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Whatever is still to be done of deactivate and teardown."""
+        done = self._attempt("deactivate", self.deactivate) if state.label == ACTIVE else True
+        if state.label != UNCONFIGURED:
+            done = self._release() and done
+        return _outcome(done)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Tear down after a failed transition; the node is unconfigured then."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        self.stop_reason = ""
+        self.dropped.clear()
+        self._declared.require_valid()
+        self.configure()
+
+    def _release(self) -> bool:
+        """The one teardown path."""
+        done = self._attempt("tear down", self.teardown)
+        destroyers: dict[str, Callable[[Any], Any]] = {
+            "timers": self.destroy_timer,
+            "subscriptions": self.destroy_subscription,
+            "services": self.destroy_service,
+            "clients": self.destroy_client,
+            "publishers": self.destroy_lifecycle_publisher,
+        }
+        for kind, entities in self._entities().items():
+            for entity in entities - self._permanent[kind]:
+                destroyers[kind](entity)
+        return done
+
+    def _entities(self) -> dict[str, set[Any]]:
+        kinds = ("timers", "subscriptions", "services", "clients", "publishers")
+        return {kind: set(getattr(self, kind)) for kind in kinds}
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> bool:
+        with self.exclusive:
+            try:
+                action()
+            except Exception as error:
+                reason = f"cannot {what}: {error or repr(error)}"
+                self.stop_reason = self.stop_reason or reason
+                self.get_logger().error(f"{reason}\n{traceback.format_exc()}")
+                return False
+        return True
+
+    def _refusing_impossible(self, change_state: Callable[..., Any]) -> Callable[..., Any]:
+        """A request for a transition that this state has not must not end the node."""
+
+        def call(request: Any, response: Any) -> Any:
+            with self.exclusive:
+                try:
+                    return change_state(request, response)
+                except RCLError as error:
+                    self.get_logger().error(
+                        f"transition {request.transition.label or request.transition.id} is not "
+                        f"possible while {self.state}: {error}"
+                    )
+                    response.success = False
+                    return response
+
+        return call
+
+    def _is_configured(self) -> bool:
+        return self.state not in (UNCONFIGURED, "configuring")
+
+    def _parameters_changed(self, parameters: P) -> None:
+        if self._is_configured():
+            with self.exclusive:
+                self.parameters_changed(parameters)
+
+    def _clock_jumped_back(self, seconds: float) -> None:
+        if self._is_configured():
+            self.get_logger().warning(f"the clock jumped back by {-seconds:.3f} s")
+            with self.exclusive:
+                self.clock_jumped_back(seconds)
+
+    def _report_state(self) -> Report:
+        values: dict[str, Any] = {"state": self.state}
+        for name, (count, reason) in list(self.dropped.items()):
+            values |= {f"{name}: dropped": count, f"{name}: last reason": reason}
+        if self.stop_reason:
+            return Report(Level.ERROR, self.stop_reason, values)
+        if self.dropped:
+            return Report(Level.WARN, f"{self.state}; unusable input was dropped", values)
+        return Report(Level.OK, self.state, values)
+
+
+def _outcome(done: bool) -> TransitionCallbackReturn:
+    return TransitionCallbackReturn.SUCCESS if done else TransitionCallbackReturn.ERROR
+
+
+def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
+    """Run a node as this process until SIGINT or SIGTERM, then exit.
+
+    The node's callbacks run in a pool of threads; this thread waits for signals, so that the node
+    can still publish while it deactivates. What does not end in :data:`STOP_TIMEOUT_S` is ended.
+
+    The exit code is 0 after a signal, and 1 when an autostarted node cannot start or a callback
+    failed.
+    """
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _request_stop(stop))
+    node = node_class(name)
+    executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
+    executor.add_node(node)
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        except Exception as error:
+            failures.append(error)
+            node.get_logger().fatal(f"a callback failed:\n{traceback.format_exc()}")
+        finally:
+            stop.set()
+
+    spinner = threading.Thread(target=spin, name="executor")
+    spinner.start()
+    started = node.start() if node.parameters.autostart else True
+    if started:
+        stop.wait()
+    _end_if_stuck()
+    node.stop()
+    executor.shutdown(timeout_sec=STOP_TIMEOUT_S)
+    spinner.join()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    sys.exit(0 if started and not failures else 1)
+
+
+def _request_stop(stop: threading.Event) -> None:
+    _end_if_stuck()
+    stop.set()
+
+
+def _end_if_stuck() -> None:
+    def end() -> None:
+        print(f"not ended after {STOP_TIMEOUT_S} s; where the threads are:", file=sys.stderr)
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+    timer = threading.Timer(STOP_TIMEOUT_S, end)
+    timer.daemon = True
+    timer.start()
