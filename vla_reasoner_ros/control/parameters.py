@@ -1,0 +1,263 @@
+"""Parameters of the arm controller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.parameters import group, parameter
+
+
+@dataclass(frozen=True)
+class ChunkParameters:
+    """Which chunks are taken, and how they are decoded."""
+
+    max_observation_age: float = parameter(
+        2.0,
+        "Oldest observation that a chunk may have been planned from.",
+        unit="s",
+        minimum=0.01,
+        maximum=60.0,
+    )
+    max_clock_lead: float = parameter(
+        0.05,
+        "How far ahead of the node's clock an observation's stamp may be.",
+        unit="s",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    max_steps: int = parameter(
+        256, "Longest chunk that is taken, actions.", minimum=1, maximum=5000
+    )
+    min_dt: float = parameter(
+        0.005, "Shortest time between actions.", unit="s", minimum=0.001, maximum=1.0
+    )
+    max_dt: float = parameter(
+        2.0, "Longest time between actions.", unit="s", minimum=0.001, maximum=60.0
+    )
+    max_joint_step: float = parameter(
+        0.6,
+        "Largest change of any joint from one waypoint to the next; a larger one is a jump and "
+        "refused.",
+        unit="rad",
+        minimum=0.01,
+        maximum=3.2,
+    )
+    max_translation_step: float = parameter(
+        0.15,
+        "Largest displacement of the end effector by one action.",
+        unit="m",
+        minimum=0.001,
+        maximum=1.0,
+    )
+    max_rotation_step: float = parameter(
+        0.8,
+        "Largest rotation of the end effector by one action.",
+        unit="rad",
+        minimum=0.01,
+        maximum=3.2,
+    )
+    max_reference_error: float = parameter(
+        0.1,
+        "Displacements start from the commanded position at the observation's stamp while the "
+        "measured one is this close to it, else from the measured one.",
+        unit="rad",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    min_remaining: float = parameter(
+        0.5,
+        "An action counts as past when less than this part of it remains as the new motion starts.",
+        minimum=0.05,
+        maximum=1.0,
+    )
+    position_tolerance: float = parameter(
+        0.002,
+        "Largest position error of the inverse kinematics.",
+        unit="m",
+        minimum=1e-5,
+        maximum=0.05,
+    )
+    rotation_tolerance: float = parameter(
+        0.01,
+        "Largest rotation error of the inverse kinematics.",
+        unit="rad",
+        minimum=1e-4,
+        maximum=0.3,
+    )
+    posture_gain: float = parameter(
+        0.02,
+        "Part of the way home that a redundant arm moves in the null space with each action.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+    def __post_init__(self) -> None:
+        if self.min_dt > self.max_dt:
+            raise ConfigurationError(
+                f"parameter chunk.min_dt: expected at most chunk.max_dt = {self.max_dt} s, got "
+                f"{self.min_dt} s"
+            )
+
+
+@dataclass(frozen=True)
+class MotionParameters:
+    """How the arm may move."""
+
+    speed_factor: float = parameter(
+        1.0,
+        "Part of the robot's velocity and acceleration limits, joint and Cartesian, that motions "
+        "may use. Stops always use all of them.",
+        minimum=0.01,
+        maximum=1.0,
+    )
+    first_motion_factor: float = parameter(
+        0.2,
+        "speed_factor of slow moves: to the first waypoint of an absolute chunk after a start or "
+        "a reset, and back to the measured position after a tracking error.",
+        minimum=0.01,
+        maximum=1.0,
+    )
+    max_stretch: float = parameter(
+        4.0,
+        "Longest duration of a motion over the one that the chunk asks for; one that needs more "
+        "to respect the limits is refused.",
+        minimum=1.0,
+        maximum=100.0,
+    )
+    position_margin: float = parameter(
+        0.01,
+        "Distance that chunks must keep from the joint position limits.",
+        unit="rad",
+        minimum=0.0,
+        maximum=0.5,
+    )
+    max_tcp_speed: float = parameter(
+        1.0,
+        "Largest speed of the tool centre point; the robot's own limit holds as well.",
+        unit="m/s",
+        minimum=0.01,
+        maximum=5.0,
+    )
+    workspace_min: tuple[float, ...] = parameter(
+        (),
+        "Lower corner (x, y, z) of the box that the TCP must stay in, in the robot's base frame; "
+        "empty takes the robot file's.",
+        unit="m",
+        minimum=-5.0,
+        maximum=5.0,
+    )
+    workspace_max: tuple[float, ...] = parameter(
+        (),
+        "Upper corner of that box; empty takes the robot file's.",
+        unit="m",
+        minimum=-5.0,
+        maximum=5.0,
+    )
+    lead_time: float = parameter(
+        0.02,
+        "Time from now to the moment at which a new motion leaves the running one: longer than "
+        "the way of a command to the arm, so that the arm has not passed it yet. 0 suits a "
+        "simulator that waits for the command.",
+        unit="s",
+        minimum=0.0,
+        maximum=0.2,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("workspace_min", "workspace_max"):
+            value = getattr(self, name)
+            if len(value) not in (0, 3):
+                raise ConfigurationError(
+                    f"parameter motion.{name}: expected 3 numbers or none, got {list(value)}"
+                )
+
+
+@dataclass(frozen=True)
+class WatchdogParameters:
+    """What makes the arm stop."""
+
+    period: float = parameter(
+        0.01, "Time between two looks.", unit="s", minimum=0.001, maximum=0.1, read_only=True
+    )
+    max_joint_state_age: float = parameter(
+        0.1,
+        "Oldest joint state with which the arm may move.",
+        unit="s",
+        minimum=0.005,
+        maximum=2.0,
+    )
+    max_tracking_error: float = parameter(
+        0.2,
+        "Largest difference of a commanded and a measured joint position; past it the arm holds "
+        "and the command returns to the measured position.",
+        unit="rad",
+        minimum=0.005,
+        maximum=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class GripperParameters:
+    """How the gripper's dimension of an action becomes a command."""
+
+    threshold: float = parameter(
+        0.5,
+        "Opening fraction from which on a binary gripper opens.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    tolerance: float = parameter(
+        0.1,
+        "How far outside of 0 to 1 an opening may be and still mean the end of the range; beyond, "
+        "the chunk is refused.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    due: str = parameter(
+        "start",
+        "When an action's gripper command is sent: as the motion of the action starts or as it "
+        "ends.",
+        choices=("start", "end"),
+    )
+
+
+@dataclass(frozen=True)
+class ControlParameters:
+    """All parameters of the arm controller."""
+
+    enable_control: bool = parameter(
+        False,
+        "Whether commands are sent. When false, everything is computed and checked and nothing "
+        "leaves the node.",
+    )
+    robot: str = parameter(
+        "fr3",
+        "Name of a robot preset (fr3, panda, ur5e, ur10e) or path of a robot file.",
+        read_only=True,
+    )
+    limits: str = parameter(
+        "",
+        "Which of the robot file's limit sets to use; empty takes the file's default.",
+        read_only=True,
+    )
+    use_robot_description: bool = parameter(
+        False,
+        "Whether the URDF on the topic robot_description replaces the robot file's kinematics; "
+        "the node waits for it before it activates.",
+        read_only=True,
+    )
+    chunk: ChunkParameters = group(ChunkParameters)
+    motion: MotionParameters = group(MotionParameters)
+    watchdog: WatchdogParameters = group(WatchdogParameters)
+    gripper: GripperParameters = group(GripperParameters)
+
+
+def describe(parameters: Any) -> str:
+    """A one-line summary for a log."""
+    return (
+        f"robot {parameters.robot}, control "
+        f"{'enabled' if parameters.enable_control else 'disabled (dry run)'}, speed factor "
+        f"{parameters.motion.speed_factor}"
+    )
