@@ -16,15 +16,17 @@ from vla_reasoner_ros.sim.scene import BLOCK_HALF
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.types import FloatArray
 
-SPEED = 0.026
+SPEED = 0.024
 """Largest translation of an action, m."""
 SPEED_CHANGE = 0.010
 """Largest change of translation from one action to the next, m."""
 TURN = 0.15
 """Largest rotation of an action, rad."""
+TURN_CHANGE = 0.05
+"""Largest change of rotation from one action to the next, rad."""
 HOVER = 0.075
 """Height of the fingers above what they will approach, m."""
-PUSH_HEIGHT = 0.020
+PUSH_HEIGHT = 0.022
 """Height of the fingers while they push, m."""
 OPEN, CLOSED = 1.0, 0.0
 
@@ -55,15 +57,13 @@ class Expert:
         self._world = world
         self._noise = noise
         self._rng = rng
-        self._last = np.zeros(3)
+        self._last = np.zeros(6)
         self.intended = np.zeros(7)
         """The last action before noise was added: the label to learn from."""
-        _, self._down = world.target_pose
-        self.reset()
 
     def reset(self) -> None:
         """Begin a new episode of the world."""
-        self._last = np.zeros(3)
+        self._last = np.zeros(6)
 
     def act(self) -> FloatArray:
         """The next action (7,), SI units of the world's action spec."""
@@ -71,25 +71,33 @@ class Expert:
         task = tasks.get_task(self._world.task)
         aim = _AIMS[task.kind](task, state, self._world)
         position, quaternion = self._world.target_pose
-        wanted = aim.position - position
-        distance = float(np.linalg.norm(wanted))
-        # Slow down in time to stop within the largest change of speed.
-        speed = min(SPEED, np.sqrt(2.0 * 0.6 * SPEED_CHANGE * distance), distance)
-        step = wanted * (speed / distance) if distance > 1e-9 else np.zeros(3)
-        change = step - self._last
-        size = float(np.linalg.norm(change))
-        if size > SPEED_CHANGE:
-            step = self._last + change * (SPEED_CHANGE / size)
-        turn = _turn_down(quaternion, aim.yaw)
-        angle = float(np.linalg.norm(turn))
-        turn = turn * min(0.5, TURN / angle) if angle > 1e-9 else turn
+        step = _approach(aim.position - position, self._last[:3], SPEED, SPEED_CHANGE)
+        turn = _approach(_turn_down(quaternion, aim.yaw), self._last[3:], TURN, TURN_CHANGE)
         self.intended = np.concatenate([step, turn, [aim.gripper]])
-        self._last = step
+        self._last = self.intended[:6]
         action = self.intended.copy()
         if self._noise:
             action[:3] += self._rng.normal(0.0, self._noise * SPEED, 3)
             action[3:6] += self._rng.normal(0.0, self._noise * TURN * 0.3, 3)
         return action
+
+
+def _approach(wanted: FloatArray, last: FloatArray, most: float, change: float) -> FloatArray:
+    """One action's share (3,) of a wanted displacement: bounded, smooth, and able to stop in time.
+
+    Args:
+        wanted: (3,) the whole displacement.
+        last: (3,) of the action before.
+        most: largest norm of the share.
+        change: largest norm of its change.
+    """
+    distance = float(np.linalg.norm(wanted))
+    if distance > 1e-9:
+        # Braking by ``change`` an action from speed v takes v^2 / (2 change); with some reserve.
+        wanted = wanted * (min(most, np.sqrt(0.9 * change * distance), distance) / distance)
+    difference = wanted - last
+    size = float(np.linalg.norm(difference))
+    return wanted if size <= change else last + difference * (change / size)
 
 
 def _turn_down(quaternion: FloatArray, yaw: float | None) -> FloatArray:
@@ -161,11 +169,11 @@ def _place(task: tasks.Task, state: tasks.TrueState, world: World) -> _Aim:
 def _push(task: tasks.Task, state: tasks.TrueState, world: World) -> _Aim:
     block = state.blocks[task.block]
     if block[0] > tasks.PUSH_X + 0.008:
-        return _Aim(state.tcp - (0.03, 0.0, 0.0), CLOSED, 0.0)
+        return _Aim(np.array([tasks.PUSH_X - 0.08, state.tcp[1], PUSH_HEIGHT]), CLOSED, 0.0)
     behind = np.array([block[0] - tasks.PUSH_OFFSET - 0.02, block[1], PUSH_HEIGHT])
     gap = block[0] - state.tcp[0]
     aside = state.tcp[1] - block[1]
-    if abs(aside) < 0.012 and gap > tasks.PUSH_OFFSET - 0.01 and state.tcp[2] < PUSH_HEIGHT + 0.015:
+    if abs(aside) < 0.012 and gap > tasks.PUSH_OFFSET - 0.01 and state.tcp[2] < PUSH_HEIGHT + 0.006:
         # Push through, and lean against the drift that would let the block slip off.
         return _Aim(
             np.array([tasks.PUSH_X + 0.05, block[1] - 0.3 * aside, PUSH_HEIGHT]), CLOSED, 0.0

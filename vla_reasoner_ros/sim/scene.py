@@ -46,7 +46,7 @@ _WHITE, _GREY, _DARK = (0.92, 0.92, 0.90, 1.0), (0.55, 0.57, 0.60, 1.0), (0.22, 
 _SERVO_STIFFNESS = (4500.0, 4500.0, 3500.0, 3500.0, 2000.0, 2000.0, 2000.0)  # N m / rad
 # MuJoCo takes the larger friction of two geoms. Pads that grip much better than blocks slide would
 # jam a pushed block: with mu_pad mu_table > 1 pressing down locks it.
-_SLIDING, _GRIPPING = (0.5, 0.005, 0.0001), (1.3, 0.005, 0.0001)
+_SLIDING, _GRIPPING = (0.5, 0.005, 0.0001), (1.0, 0.005, 0.0001)
 _FINGER_FORCE = 25.0  # N a finger; the Franka Hand holds 70 N for long
 
 

@@ -216,19 +216,22 @@ def achieved(task: Task, state: TrueState) -> bool:
     return bool(block[2] > LIFT_Z and task.block in state.pinched)
 
 
-def path_left(horizontal: float, height: float, clearance: float, radius: float) -> float:
+def path_left(
+    horizontal: float, height: float, aside: float, clearance: float, radius: float
+) -> float:
     """Length of the way to a point that must be approached from above, m.
 
-    Far from the point, whatever moves has to be ``clearance`` above it; within ``radius`` this
-    height falls smoothly to zero. What is too low first has to rise.
+    Off the free column over the point, whatever moves has to be ``clearance`` above it; within
+    ``radius`` of the column this height falls smoothly to zero. What is too low first has to rise.
 
     Args:
-        horizontal: distance in the plane, m.
+        horizontal: distance to the point in the plane, m.
         height: above the point, m; may be negative.
+        aside: distance from the free column in the plane, m.
         clearance: m.
         radius: m.
     """
-    share = min(horizontal / radius, 1.0)
+    share = min(aside / radius, 1.0)
     needed = clearance * share * share * (3.0 - 2.0 * share)
     return max(needed - height, 0.0) + horizontal + max(height, needed)
 
@@ -239,16 +242,18 @@ def _closeness(path: float, reach: float, near: float = 0.08) -> float:
     return 0.5 * linear + 0.5 * float(np.exp(-path / near))
 
 
-def _reaching(point: FloatArray, state: TrueState, clearance: float) -> float:
-    offset = state.tcp - point
-    path = path_left(float(np.hypot(offset[0], offset[1])), float(offset[2]), clearance, 0.035)
+def _reaching(point: FloatArray, state: TrueState, free_behind: bool = False) -> float:
+    """Closeness of the TCP to a point between or behind blocks; ``free_behind``: toward -x."""
+    x, y, z = state.tcp - point
+    aside = np.hypot(max(x, 0.0) if free_behind else x, y)
+    path = path_left(float(np.hypot(x, y)), float(z), float(aside), 2 * BLOCK_HALF, 0.035)
     return _closeness(path, 0.6)
 
 
 def _grasping(task: Task, state: TrueState) -> float:
     """[0, 1) before the pinch: reach with open fingers, then close them around the block."""
     block = state.blocks[task.block]
-    reach = _reaching(block, state, 2 * BLOCK_HALF)
+    reach = _reaching(block, state)
     distance = float(np.linalg.norm(state.tcp - block))
     around = float(np.clip((0.03 - distance) / 0.015, 0.0, 1.0))
     opened = min(state.opening / 0.9, 1.0)
@@ -265,7 +270,7 @@ def progress(task: Task, state: TrueState) -> float:
     block = state.blocks[task.block]
     if task.kind == "push":
         behind = block - (PUSH_OFFSET, 0.0, 0.0)
-        reach = _reaching(behind, state, 2.5 * BLOCK_HALF)
+        reach = _reaching(behind, state, free_behind=True)
         pushed = float(np.clip(1.0 - (PUSH_X - block[0]) / 0.28, 0.0, 1.0))
         return 0.4 * reach + 0.5 * pushed
     pinched = task.block in state.pinched
@@ -279,7 +284,8 @@ def progress(task: Task, state: TrueState) -> float:
         return 0.35 * _grasping(task, state)
     goal, _ = place_goal(task, state)
     offset = block - goal
-    path = path_left(float(np.hypot(offset[0], offset[1])), float(offset[2]), 0.06, 0.05)
+    horizontal = float(np.hypot(offset[0], offset[1]))
+    path = path_left(horizontal, float(offset[2]), horizontal, 0.06, 0.05)
     return 0.40 + 0.40 * _closeness(path, 0.7)
 
 
@@ -309,7 +315,7 @@ TARGET_GAP = 0.033
 """Least distance of a block's centre from the edge of plate and tray, m."""
 PUSH_LANE = 0.06
 """Half the width of the strip that is kept free for pushing, m."""
-PUSH_MIN_X = 0.47
+PUSH_MIN_X = 0.485
 """The arm must reach behind the block that it pushes, m."""
 
 
