@@ -26,6 +26,8 @@ class WorldModel(Protocol):
     """Actions imagined per call of :meth:`step`, M."""
     needs_simulator_state: bool
     """Whether :meth:`encode` reads ``Observation.simulator_state`` (privileged)."""
+    latent_source: str
+    """Fingerprint of the encoder that :meth:`latents` come from; empty when there is none."""
 
     def allocate(self, capacity: int) -> None:
         """Make room for ``capacity`` states; called at configure, never while deciding."""

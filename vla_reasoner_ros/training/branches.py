@@ -1,0 +1,382 @@
+"""Record branched decisions: many candidate macro-actions tried out from the same state.
+
+A value is of use to a search only if it ranks the candidates of one decision, and a world model
+only if it imagines their outcomes; correlation over all states says nothing about either. Here a
+pilot (the scripted expert, disturbed, or a policy) drives; now and then the state is saved and
+candidates are simulated from it: the pilot's own actions, the undisturbed expert's, Gaussians
+around the pilot's, and unrelated bold moves. Each goes on for a second macro-action.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from vla_reasoner_ros import plugins
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.sim.experts import Expert
+from vla_reasoner_ros.sim.tasks import TASKS
+from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.training.progress import Progress
+from vla_reasoner_ros.world_models.encoder import LatentLayout
+
+TRAINING_SEED = 200_000
+TUNING_SEED = 60_000
+CANDIDATES = 16
+MACRO_STEPS = 4
+HORIZONS = 2
+EPISODE_ACTIONS = 100
+GRIPPER_FLIP = 0.15
+TRANSLATION_SIGMA = 0.012
+"""Standard deviation of a candidate's translation per action around the pilot's, m."""
+ROTATION_SIGMA = 0.04
+"""The same for its rotation, rad."""
+BOLD_TRANSLATION = 0.02
+"""Typical translation per action of a bold move, m."""
+PILOT, EXPERT = 0, 1
+"""Places of the pilot's own actions and of the undisturbed expert's among the candidates."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """D decisions with C candidates each, followed for H macro-actions of M actions.
+
+    Attributes:
+        scene: (D,) seed of the scene, which decides training or held out.
+        task: (D,) task name.
+        instruction: (D,) sentence.
+        actions: (D, C, H * M, 7), SI units.
+        progress: (D,) true progress at the decision.
+        agent, wrist: (D, 96, 96, 3) uint8, what was seen at the decision.
+        ee_position, ee_quaternion, gripper, joint_velocity, positions, rotations, held: the true
+            state at the decision: (D, 3) m, (D, 4) x y z w, (D,), (D, 7), (D, K, 3) m,
+            (D, K, 3, 3), (D, N).
+        outcome_agent, outcome_wrist: (D, C, 96, 96, 3) after the first macro-action.
+        outcome_progress: (D, C, H) true progress after each macro-action.
+        outcome_ee_position, and so on: (D, C, H, ...) the true state after each macro-action.
+        simulator_state: (D, S) the full state at the decision.
+        outcome_state: (D, C, H, S) the full state after each macro-action.
+    """
+
+    scene: NDArray[np.int64]
+    task: NDArray[np.str_]
+    instruction: NDArray[np.str_]
+    actions: NDArray[np.float32]
+    progress: NDArray[np.float32]
+    agent: NDArray[np.uint8]
+    wrist: NDArray[np.uint8]
+    ee_position: NDArray[np.float32]
+    ee_quaternion: NDArray[np.float32]
+    gripper: NDArray[np.float32]
+    joint_velocity: NDArray[np.float32]
+    positions: NDArray[np.float32]
+    rotations: NDArray[np.float32]
+    held: NDArray[np.bool_]
+    outcome_agent: NDArray[np.uint8]
+    outcome_wrist: NDArray[np.uint8]
+    outcome_progress: NDArray[np.float32]
+    outcome_ee_position: NDArray[np.float32]
+    outcome_ee_quaternion: NDArray[np.float32]
+    outcome_gripper: NDArray[np.float32]
+    outcome_joint_velocity: NDArray[np.float32]
+    outcome_positions: NDArray[np.float32]
+    outcome_rotations: NDArray[np.float32]
+    outcome_held: NDArray[np.bool_]
+    simulator_state: NDArray[np.float64]
+    outcome_state: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    @classmethod
+    def stack(cls, decisions: list[dict[str, Any]]) -> Branches:
+        """Decisions as :func:`branch` returns them, put together."""
+        return cls(**{f.name: np.stack([d[f.name] for d in decisions]) for f in fields(cls)})
+
+    def save(self, path: Path) -> None:
+        """Write an uncompressed ``.npz`` atomically."""
+        stream = io.BytesIO()
+        np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
+        write_atomically(path, stream.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Branches:
+        """Read one scene's file.
+
+        Raises:
+            ConfigurationError: it is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(**{f.name: file[f.name] for f in fields(cls)})
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigurationError(
+                f"branches {path}: not a file of branched decisions: {error}"
+            ) from error
+
+
+def branch_files(folder: Path) -> list[Path]:
+    """The scenes of a folder, by seed.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise ConfigurationError(f"branches: no *.npz in {folder}; record them first")
+    return paths
+
+
+class ExpertPilot:
+    """The expert, made as fallible as a small policy: noisy, biased for a while, or mistaken."""
+
+    def __init__(self, world: World, rng: np.random.Generator) -> None:
+        self._world = world
+        self._rng = rng
+        self._noise = float(rng.choice([0.0, 0.2, 0.5, 0.9]))
+
+    def macro(self) -> NDArray[np.float64]:
+        """(M, 7) the next actions; the world is where it was afterwards."""
+        rng, world = self._rng, self._world
+        bias = np.zeros(6)
+        if rng.random() < 0.4:
+            bias[:3] = rng.normal(0.0, 0.008, 3)
+            bias[3:] = rng.normal(0.0, 0.02, 3)
+        flips = rng.random() < 0.06
+        state = world.get_state()
+        expert = Expert(world, self._noise, rng)
+        actions = np.empty((MACRO_STEPS, 7))
+        for step in range(MACRO_STEPS):
+            actions[step] = expert.act()
+            actions[step, :6] += bias
+            if flips:
+                actions[step, 6] = 1.0 - actions[step, 6]
+            world.apply(actions[step])
+        world.set_state(state)
+        return actions
+
+
+class PolicyPilot:
+    """A policy, asked for a chunk whose first macro-action is executed."""
+
+    def __init__(self, world: World, policy: Any) -> None:
+        self._world = world
+        self._policy = policy
+        policy.reset()
+
+    def macro(self) -> NDArray[np.float64]:
+        """(M, 7) the next actions."""
+        return self._policy.propose(self._world.observation())[0].actions[:MACRO_STEPS]
+
+
+def expert_macro(world: World) -> NDArray[np.float64]:
+    """(M, 7) what the undisturbed expert would do; the world is where it was afterwards."""
+    state = world.get_state()
+    expert = Expert(world)
+    actions = np.empty((MACRO_STEPS, 7))
+    for step in range(MACRO_STEPS):
+        actions[step] = expert.act()
+        world.apply(actions[step])
+    world.set_state(state)
+    return actions
+
+
+def candidates(
+    pilot: NDArray[np.float64], expert: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """(C, M, 7): the pilot's, the expert's, Gaussians around the pilot's, and bold moves."""
+    actions = np.repeat(pilot[None], CANDIDATES, axis=0)
+    actions[EXPERT] = expert
+    around = slice(2, CANDIDATES - 3)
+    count = CANDIDATES - 5
+    # One displacement for the whole macro-action, so that it does not average out, and a little
+    # of its own for each action; some candidates stay close, others go far.
+    reach = rng.choice([0.5, 1.0], size=(count, 1, 1))
+    for part, sigma in ((slice(0, 3), TRANSLATION_SIGMA), (slice(3, 6), ROTATION_SIGMA)):
+        common = rng.normal(0.0, sigma, (count, 1, 3)) * reach
+        actions[around, :, part] += common + rng.normal(0.0, 0.25 * sigma, (count, MACRO_STEPS, 3))
+    bold = slice(CANDIDATES - 3, CANDIDATES)
+    direction = rng.normal(0.0, 1.0, (3, 1, 3))
+    direction *= BOLD_TRANSLATION / np.linalg.norm(direction, axis=-1, keepdims=True)
+    actions[bold, :, :3] = direction * rng.uniform(0.5, 1.5, (3, 1, 1))
+    actions[bold, :, 3:6] = rng.normal(0.0, 0.03, (3, 1, 3))
+    flips = rng.random(CANDIDATES) < GRIPPER_FLIP
+    flips[[PILOT, EXPERT]] = False
+    flips[bold] = rng.random(3) < 0.4
+    actions[flips, :, 6] = 1.0 - actions[flips, :, 6]
+    return actions
+
+
+def true_state(world: World, layout: LatentLayout) -> dict[str, NDArray]:
+    """The labels of the world as it is now, named as in :class:`Branches`."""
+    data, state = world.data, world.true_state()
+    bodies = [world.model.body(name).id for name in layout.objects]
+    hand = data.site("tcp").xmat.reshape(3, 3)
+    return {
+        "ee_position": state.tcp.astype(np.float32),
+        "ee_quaternion": Rotation.from_matrix(hand).as_quat().astype(np.float32),
+        "gripper": np.float32(state.opening),
+        "joint_velocity": data.qvel[:7].astype(np.float32),
+        "positions": data.xpos[bodies].astype(np.float32),
+        "rotations": data.xmat[bodies].reshape(-1, 3, 3).astype(np.float32),
+        "held": np.array([name in state.pinched for name in layout.objects[: layout.blocks]]),
+    }
+
+
+def branch(
+    world: World, pilot: NDArray[np.float64], layout: LatentLayout, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Try candidates from the world's state, which is restored afterwards.
+
+    Args:
+        world: at the decision.
+        pilot: (M, 7) the pilot's own actions.
+        layout: names the objects.
+        rng: draws the candidates.
+
+    Returns:
+        One decision, by the names of :class:`Branches`.
+    """
+    root = world.get_state()
+    decision: dict[str, Any] = {
+        "scene": np.int64(world.seed),
+        "task": np.array(world.task, dtype="U32"),
+        "instruction": np.array(world.instruction, dtype="U96"),
+        "progress": np.float32(world.progress()),
+        "agent": world.render("agent"),
+        "wrist": world.render("wrist"),
+        "simulator_state": root,
+        **true_state(world, layout),
+    }
+    first = candidates(pilot, expert_macro(world), rng)
+    rows: list[dict[str, Any]] = []
+    for actions in first:
+        world.set_state(root)
+        row: dict[str, Any] = {"actions": [], "progress": [], "states": []}
+        for horizon in range(HORIZONS):
+            if horizon:
+                actions = _next_macro(world, actions, rng)
+            for action in actions:
+                world.apply(action)
+            row["actions"].append(actions)
+            row["progress"].append(world.progress())
+            row["states"].append({"state": world.get_state(), **true_state(world, layout)})
+            if horizon == 0:
+                row["agent"], row["wrist"] = world.render("agent"), world.render("wrist")
+        rows.append(row)
+    world.set_state(root)
+    decision["actions"] = np.stack([np.concatenate(row["actions"]) for row in rows]).astype("f4")
+    decision["outcome_progress"] = np.array([row["progress"] for row in rows], dtype=np.float32)
+    for camera in ("agent", "wrist"):
+        decision[f"outcome_{camera}"] = np.stack([row[camera] for row in rows])
+    for name in rows[0]["states"][0]:
+        decision[f"outcome_{name}"] = np.stack(
+            [np.stack([state[name] for state in row["states"]]) for row in rows]
+        )
+    return decision
+
+
+def _next_macro(
+    world: World, last: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """What follows a candidate: the expert's answer, or more of the same, disturbed."""
+    actions = expert_macro(world) if rng.random() < 0.5 else last.copy()
+    actions[:, :3] += rng.normal(0.0, 0.5 * TRANSLATION_SIGMA, 3)
+    if rng.random() < GRIPPER_FLIP:
+        actions[:, 6] = 1.0 - actions[:, 6]
+    return actions
+
+
+def record_scene(
+    world: World, task: str, seed: int, share: float, policy: Any = None
+) -> Branches | None:
+    """Drive one episode and branch on some of its decisions.
+
+    Args:
+        world: reset here.
+        task: task name.
+        seed: of scene, pilot and candidates.
+        share: of the macro-actions that are branched.
+        policy: drives instead of the disturbed expert.
+
+    Returns:
+        The decisions, or None when the episode ended before there was one.
+    """
+    rng = np.random.default_rng([seed, list(TASKS).index(task), 7])
+    layout = LatentLayout()
+    world.reset(task, seed)
+    pilot = ExpertPilot(world, rng) if policy is None else PolicyPilot(world, policy)
+    decisions = []
+    for _ in range(EPISODE_ACTIONS // MACRO_STEPS):
+        actions = pilot.macro()
+        if rng.random() < share:
+            decisions.append(branch(world, actions, layout, rng))
+        for action in actions:
+            world.apply(action)
+        if world.success():
+            break
+    return Branches.stack(decisions) if decisions else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("--output", type=Path, default=Path("data/branches"))
+    parser.add_argument("--scenes", type=int, default=420, help="scenes for training")
+    parser.add_argument("--held-out", type=int, default=90, help="scenes for judging")
+    parser.add_argument("--share", type=float, default=0.35, help="share of decisions branched")
+    parser.add_argument("--policy", default="", help="registered policy that drives; empty: expert")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="added to the first scene's seed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Record what is missing, one file a scene."""
+    tasks = list(TASKS)
+    jobs = []
+    for part, first, count in (
+        ("held_out", TUNING_SEED, arguments.held_out),
+        ("train", TRAINING_SEED, arguments.scenes),
+    ):
+        for index in range(count):
+            seed = first + arguments.seed + index
+            name = f"{arguments.policy or 'expert'}_{seed:06d}.npz"
+            path = arguments.output / part / name
+            if not path.exists():
+                jobs.append((path, tasks[index % len(tasks)], seed, arguments))
+    progress = Progress("branches", len(jobs), "scenes")
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        for done, _ in enumerate(pool.imap_unordered(_record, jobs, chunksize=4), start=1):
+            progress.update(done)
+    return 0
+
+
+_process: dict[str, Any] = {}
+"""The world and the policy of a worker process, made once."""
+
+
+def _record(job: tuple[Path, str, int, argparse.Namespace]) -> None:
+    path, task, seed, arguments = job
+    if not _process:
+        import torch
+
+        torch.set_num_threads(1)
+        _process["world"] = World()
+        name = arguments.policy
+        _process["policy"] = plugins.create("policy", name) if name else None
+    # A scene whose pilot was done before the first branch is tried again with more branches.
+    share = arguments.share
+    while True:
+        found = record_scene(_process["world"], task, seed, share, _process["policy"])
+        if found is not None:
+            break
+        share = 1.0
+    found.save(path)

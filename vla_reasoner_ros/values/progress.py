@@ -1,0 +1,215 @@
+"""A learned value: progress toward the instruction, read off the structured latent.
+
+The paper regresses linear progress from images (arXiv 2509.22643, eq. 7). What is learned here is
+dense task progress, from where things are. Each member of the ensemble picks by attention which
+object the sentence is about and which one it shall go to, and looks at distances between these
+and the fingers; distances are what candidates of one decision differ in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_reasoner_ros.errors import ConfigurationError, ModelError
+from vla_reasoner_ros.language import sentence_encoder
+from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.types import Observation
+from vla_reasoner_ros.weights import load_into, load_model
+from vla_reasoner_ros.world_models.base import Slots, WorldModel
+from vla_reasoner_ros.world_models.encoder import LatentLayout, rotation_matrix
+from vla_reasoner_ros.world_models.ensemble import EnsembleLinear, EnsembleMlp
+
+MODEL_NAME = "progress_value"
+ROLES = 2
+"""What a sentence names: the object to move, and where it shall go."""
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """The architecture, kept in the card beside the weights.
+
+    Attributes:
+        layout: what the latent is made of.
+        sentence: width of the sentence vector.
+        members: networks in the ensemble, E.
+        hidden: width of their hidden layers.
+        words: width that the sentence is projected to.
+    """
+
+    layout: LatentLayout = field(default_factory=LatentLayout)
+    sentence: int = 384
+    members: int = 3
+    hidden: int = 192
+    words: int = 24
+
+    @classmethod
+    def from_card(cls, values: dict[str, Any]) -> ValueConfig:
+        """Read what :meth:`to_card` wrote."""
+        return cls(**(values | {"layout": LatentLayout(**values["layout"])}))
+
+    def to_card(self) -> dict[str, Any]:
+        """The architecture as plain numbers and strings."""
+        return asdict(self)
+
+
+def distances(vectors: Tensor) -> Tensor:
+    """(..., 3) displacements, m, to (..., 11) features that resolve afar and nearby."""
+    horizontal = vectors[..., :2].norm(dim=-1, keepdim=True)
+    length = vectors.norm(dim=-1, keepdim=True)
+    parts = torch.cat([vectors, horizontal, length], dim=-1)
+    near = torch.cat([vectors, horizontal, length, horizontal], dim=-1)
+    return torch.cat([parts / 0.1, torch.tanh(near / 0.03)], dim=-1)
+
+
+class ProgressNetwork(nn.Module):
+    """An ensemble of networks on latents and a sentence vector."""
+
+    def __init__(self, config: ValueConfig) -> None:
+        super().__init__()
+        self.config = config
+        objects = len(config.layout.objects)
+        self.attention = EnsembleMlp(config.members, (config.sentence, 64, ROLES * objects))
+        self.words = EnsembleLinear(config.members, config.sentence, config.words)
+        inputs = self._features(
+            torch.zeros(config.members, 1, config.layout.width),
+            torch.zeros(config.members, 1, ROLES, objects),
+        ).shape[-1]
+        hidden = config.hidden
+        self.body = EnsembleMlp(config.members, (inputs + config.words, hidden, hidden, hidden, 1))
+
+    def forward(self, latents: Tensor, sentences: Tensor) -> Tensor:
+        """Progress in (0, 1).
+
+        Args:
+            latents: (B, Z).
+            sentences: (B, S) unit vectors, or (1, S) when all latents share one.
+
+        Returns:
+            (E, B).
+        """
+        layout, members = self.config.layout, self.config.members
+        batch = latents.shape[0]
+        attention = self.attention(sentences).unflatten(-1, (ROLES, len(layout.objects)))
+        attention = attention.softmax(dim=-1).expand(-1, batch, -1, -1)
+        words = self.words(sentences.expand(members, -1, -1)).expand(-1, batch, -1)
+        features = self._features(latents.expand(members, -1, -1), attention)
+        return torch.sigmoid(self.body(torch.cat([features, words], dim=-1))[..., 0])
+
+    def _features(self, latents: Tensor, attention: Tensor) -> Tensor:
+        """(E, B, F) what the two attended objects, the fingers and the sentence's scene show."""
+        layout = self.config.layout
+        blocks, objects = layout.blocks, len(layout.objects)
+        hand = layout.get(latents, "ee_position")
+        columns = layout.get(latents, "ee_rotation")
+        gripper = layout.get(latents, "gripper")
+        positions = layout.get(latents, "object_position")
+        rotation = rotation_matrix(columns)
+
+        def of_blocks(part: Tensor) -> Tensor:
+            return functional.pad(part, (0, 0, 0, objects - blocks))
+
+        properties = torch.cat(
+            [
+                positions,
+                layout.get(latents, "object_up")[..., None],
+                100.0 * layout.get(latents, "object_error")[..., None],
+                of_blocks(layout.get(latents, "block_held")[..., None]),
+                of_blocks(layout.get(latents, "block_yaw")),
+            ],
+            dim=-1,
+        )
+        chosen = attention @ properties
+        thing, goal = chosen[..., 0, :], chosen[..., 1, :]
+        to_thing = hand - thing[..., :3]
+        in_hand = torch.einsum("ebji,ebj->ebi", rotation, to_thing)
+        return torch.cat(
+            [
+                distances(to_thing),
+                distances(in_hand),
+                distances(thing[..., :3] - goal[..., :3]),
+                distances(hand - goal[..., :3]),
+                (hand - torch.tensor([0.5, 0.0, 0.1])) / 0.1,
+                (thing[..., :3] - torch.tensor([0.5, 0.0, 0.05])) / 0.1,
+                # Heights decide whether a block rests, is lifted or is past the edge of a plate.
+                torch.tanh((thing[..., 2:3] - torch.tensor([0.0225, 0.0325, 0.0675])) / 0.01),
+                thing[..., 3:],
+                goal[..., 3:],
+                columns,
+                gripper,
+                torch.tanh((gripper - torch.tensor([0.3, 0.56, 0.9])) / 0.1),
+            ],
+            dim=-1,
+        )
+
+
+class ProgressValue:
+    """The learned value.
+
+    Args:
+        models_dir: folder of the weights; empty takes the shipped ones.
+
+    Raises:
+        ConfigurationError: weights are missing, corrupt or of another architecture.
+    """
+
+    name = "progress"
+    privileged = False
+
+    def __init__(self, models_dir: str = "") -> None:
+        folder = Path(models_dir) if models_dir else models_directory()
+        tensors, card = load_model(folder / MODEL_NAME, MODEL_NAME)
+        config = ValueConfig.from_card(card["architecture"])
+        network = ProgressNetwork(config)
+        load_into(network, tensors, MODEL_NAME)
+        self._network = network.eval().requires_grad_(False)
+        self._encoder = str(card.get("encoder", ""))
+        self._width = config.layout.width
+        self._world_model: WorldModel | None = None
+        self._sentence: Tensor | None = None
+
+    def bind(self, world_model: WorldModel) -> None:
+        """Check that the world model's latents come from the encoder that this value knows.
+
+        Raises:
+            ConfigurationError: another encoder, or another width.
+        """
+        if world_model.latent_source != self._encoder:
+            raise ConfigurationError(
+                f"value {self.name} reads latents of the encoder {self._encoder[:12]}, world model "
+                f"{world_model.name} has {world_model.latent_source[:12] or 'none'}"
+            )
+        width = world_model.latents(np.zeros(0, dtype=np.int64)).shape[-1]
+        if width != self._width:
+            raise ConfigurationError(
+                f"value {self.name} reads latents of {self._width} numbers, world model "
+                f"{world_model.name} has {width}"
+            )
+        self._world_model = world_model
+
+    def begin(self, observation: Observation) -> None:
+        """Take the instruction of a decision."""
+        self._sentence = torch.from_numpy(
+            np.array(sentence_encoder().encode(observation.instruction))
+        )[None]
+
+    @torch.inference_mode()
+    def evaluate(self, slots: Slots) -> NDArray[np.float64]:
+        """(E, B) progress in [0, 1] of each imagined state.
+
+        Raises:
+            ModelError: called before :meth:`bind` and :meth:`begin`, or the answer is not finite.
+        """
+        if self._world_model is None or self._sentence is None:
+            raise ModelError("value progress: bind and begin come before evaluate")
+        progress = self._network(self._world_model.latents(slots), self._sentence)
+        if not torch.isfinite(progress).all():
+            raise ModelError("value progress: the answer is not finite")
+        return progress.double().numpy()
