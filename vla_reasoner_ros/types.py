@@ -7,6 +7,7 @@ checks itself when it is made, so that a wrong width or a NaN is found where it 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -137,6 +138,31 @@ class ActionSpec:
     def is_delta(self) -> bool:
         """Whether actions are displacements, to be decoded against one observation."""
         return self.representation in (Representation.JOINT_DELTA, Representation.EE_DELTA)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As plain values that JSON and YAML can hold."""
+        return {
+            "representation": self.representation.value,
+            "names": list(self.names),
+            "frame": self.frame,
+            "dt": self.dt,
+            "gripper": None if self.gripper is None else dataclasses.asdict(self.gripper),
+        }
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> ActionSpec:
+        """The inverse of :meth:`to_mapping`.
+
+        Raises:
+            ConfigurationError: a field is missing, unknown or contradicts another.
+        """
+        try:
+            gripper = values["gripper"]
+            return cls(**{**values, "gripper": None if gripper is None else GripperSpec(**gripper)})
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"action spec: {values!r} is none: {error!r}") from error
 
     def require_same(self, other: ActionSpec, mine: str, theirs: str) -> None:
         """Refuse a different convention, naming every part that differs.

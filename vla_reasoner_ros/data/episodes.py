@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ConfigurationError, EpisodeError
 from vla_reasoner_ros.files import write_atomically
-from vla_reasoner_ros.types import ActionSpec, GripperSpec, Observation
+from vla_reasoner_ros.types import ActionSpec, Observation
 from vla_reasoner_ros.weights import tensors_hash
 
 FORMAT = "1"
@@ -107,15 +107,14 @@ class EpisodeMeta:
 
     def to_json(self) -> str:
         """The header text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self) | {"action_spec": self.action_spec.to_mapping()}
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> EpisodeMeta:
         """The inverse of :meth:`to_json`."""
         fields = json.loads(text)
-        spec = fields["action_spec"]
-        gripper = GripperSpec(**spec["gripper"]) if spec["gripper"] else None
-        fields["action_spec"] = ActionSpec(**{**spec, "gripper": gripper})
+        fields["action_spec"] = ActionSpec.from_mapping(fields["action_spec"])
         return cls(**fields)
 
 
