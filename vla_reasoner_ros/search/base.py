@@ -1,0 +1,125 @@
+"""What the search asks of its models: plain callables over numbered states.
+
+Shapes: B states in a batch, K members of an ensemble or candidates of a node, M actions in a
+macro-action, D numbers in an action. State 0 is the root; states never leave the model that owns
+them, the tree knows them by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_reasoner_ros.errors import ModelError
+
+Floats = NDArray[np.floating[Any]]
+Slots = NDArray[np.int64]
+
+Step = Callable[[Slots, NDArray[np.float32], Slots], None]
+"""``step(parents (B,), actions (B, M, D), children (B,))`` imagines B macro-actions."""
+
+Evaluate = Callable[[Slots], Floats]
+"""``evaluate(slots (B,)) -> (K, B)`` values, one row per member of the ensemble."""
+
+Propose = Callable[[NDArray[np.float64], int, np.random.Generator], "Proposals"]
+"""``candidates(reference (B, M, D), count, rng)``: the reference and ``count`` draws a node."""
+
+Uncertainty = Callable[[Slots], Floats]
+"""``uncertainty(slots (B,)) -> (B,)`` disagreement about how each state came to be."""
+
+
+class Proposals(NamedTuple):
+    """Candidates of B nodes; column 0 is each node's reference itself.
+
+    Attributes:
+        actions: (B, 1 + K, M, D), SI units.
+        log_density: (B, 1 + K), up to one constant per node.
+        origins: (1 + K,) who drew each column.
+    """
+
+    actions: NDArray[np.float64]
+    log_density: NDArray[np.float64]
+    origins: tuple[str, ...]
+
+
+class Models(NamedTuple):
+    """The callables of one decision; ``uncertainty`` is None where no limit is set."""
+
+    step: Step
+    evaluate: Evaluate
+    candidates: Propose
+    uncertainty: Uncertainty | None = None
+
+
+def evaluated(models: Models, slots: Slots) -> NDArray[np.float64]:
+    """Ask the value and check the form of its answer, (K, B) floats.
+
+    Raises:
+        ModelError: anything but a (K >= 1, B) array of floats. Non-finite numbers pass: they cut
+            off single candidates, not the decision.
+    """
+    values = models.evaluate(slots)
+    if (
+        not isinstance(values, np.ndarray)
+        or values.dtype.kind != "f"
+        or values.ndim != 2
+        or values.shape[0] < 1
+        or values.shape[1] != len(slots)
+    ):
+        raise ModelError(f"value: expected (K >= 1, {len(slots)}) floats, got {described(values)}")
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
+def doubted(models: Models, slots: Slots) -> NDArray[np.float64]:
+    """Ask the world model's uncertainty, (B,); zeros when there is nothing to ask.
+
+    Raises:
+        ModelError: anything but a (B,) array of floats.
+    """
+    if models.uncertainty is None:
+        return np.zeros(len(slots))
+    values = models.uncertainty(slots)
+    if (
+        not isinstance(values, np.ndarray)
+        or values.dtype.kind != "f"
+        or values.shape != (len(slots),)
+    ):
+        raise ModelError(
+            f"world model: expected ({len(slots)},) floats of uncertainty, got {described(values)}"
+        )
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
+def proposed(
+    models: Models, reference: NDArray[np.float64], count: int, rng: np.random.Generator
+) -> Proposals:
+    """Ask the prior and check the form of its answer.
+
+    Raises:
+        ModelError: wrong shapes, a non-finite action, or a density that is NaN or +inf.
+    """
+    answer = models.candidates(reference, count, rng)
+    nodes, *step_shape = reference.shape
+    shape = (nodes, 1 + count, *step_shape)
+    if np.shape(answer.actions) != shape or np.shape(answer.log_density) != shape[:2]:
+        raise ModelError(
+            f"prior: expected actions {shape} and densities {shape[:2]}, got "
+            f"{described(answer.actions)} and {described(answer.log_density)}"
+        )
+    if len(answer.origins) != 1 + count:
+        raise ModelError(f"prior: expected {1 + count} origins, got {len(answer.origins)}")
+    if not np.isfinite(answer.actions).all():
+        raise ModelError("prior: an action is not finite")
+    if not (answer.log_density < np.inf).all():
+        raise ModelError("prior: a log density is NaN or infinite")
+    return answer
+
+
+def described(value: object) -> str:
+    """Shape and type of what came instead, for messages."""
+    if isinstance(value, np.ndarray):
+        return f"{value.shape} {value.dtype}"
+    return type(value).__name__

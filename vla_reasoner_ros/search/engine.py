@@ -1,0 +1,207 @@
+"""The search of one decision: waves in a tree, or a rival's rollouts, on a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_reasoner_ros.errors import ModelError
+from vla_reasoner_ros.search import rivals
+from vla_reasoner_ros.search.base import Models, doubted, evaluated
+from vla_reasoner_ros.search.budget import Budget, Stop
+from vla_reasoner_ros.search.candidates import CandidateSource
+from vla_reasoner_ros.search.gate import Verdict, ask
+from vla_reasoner_ros.search.parameters import SearchParameters
+from vla_reasoner_ros.search.selection import rules_of
+from vla_reasoner_ros.search.stages import Stages
+from vla_reasoner_ros.search.tree import (
+    NODES,
+    attach,
+    back_up,
+    edge_capacity,
+    new_tree,
+    re_root,
+    reset,
+    settle_root,
+)
+from vla_reasoner_ros.search.wave import collect, descend, lower_bound, new_wave, place
+from vla_reasoner_ros.types import ActionSpec
+
+Floats = NDArray[np.float64]
+_NOTHING = (np.zeros((1, 0)), np.zeros(0))
+
+
+@dataclass
+class Outcome:
+    """What a search did; what it found stands in the tree.
+
+    Attributes:
+        simulations: macro-actions imagined, or values backed up again.
+        allowed: simulations the budget allowed.
+        calls: batched calls of the world model.
+        stop: why it ended.
+        verdict: what the gate said.
+    """
+
+    simulations: int = 0
+    allowed: int = 0
+    calls: int = 0
+    stop: Stop = Stop.SIMULATIONS
+    verdict: Verdict = Verdict.OFF
+
+
+class Engine:
+    """Owns the tree and the buffers; made once per parameter set, used for every decision.
+
+    Args:
+        parameters: the search's.
+        macro_steps: actions on an edge, M.
+        spec: what the numbers of an action mean.
+
+    Attributes:
+        capacity: states that the world model must hold, the root included.
+        tree: what the last search found.
+        source: draws the candidates.
+        rules: the parameters as the kernels take them, with this decision's Gumbel noise.
+    """
+
+    def __init__(self, parameters: SearchParameters, macro_steps: int, spec: ActionSpec) -> None:
+        self.parameters = parameters
+        self.macro_steps = macro_steps
+        self.spec = spec
+        width = macro_steps * spec.dimensions
+        self.source = CandidateSource(
+            parameters.samples,
+            parameters.branching,
+            macro_steps,
+            spec.dimensions,
+            spec.motion_indices,
+        )
+        self.capacity = 1 + parameters.simulations * (2 if parameters.reuse else 1)
+        if parameters.method == "tree":
+            edges = edge_capacity(self.capacity, parameters.depth, self.source.fan)
+        else:
+            edges = self.capacity
+        self.tree = new_tree(self.capacity, edges, width)
+        self._wave = new_wave(min(parameters.wave, max(1, parameters.simulations)), width)
+        self.rules = rules_of(parameters)
+
+    def search(
+        self,
+        models: Models,
+        segments: Floats,
+        budget: Budget,
+        rng: np.random.Generator,
+        stages: Stages,
+        *,
+        keep_tree: bool = False,
+    ) -> Outcome:
+        """Spend a budget.
+
+        Args:
+            models: the callables; state 0 is the one seen now.
+            segments: (S, M * D) the policy's own chunk, cut into macro-actions.
+            budget: simulations and time.
+            rng: the only source of randomness.
+            stages: books the time.
+            keep_tree: go on with the tree as :meth:`reuse` left it.
+
+        Raises:
+            ModelError: a model answered in the wrong form, or the value of the state seen now is
+                not finite.
+        """
+        outcome = Outcome()
+        tree, parameters = self.tree, self.parameters
+        value = lower_bound(evaluated(models, np.zeros(1, np.int64))[:, 0], parameters.pessimism)
+        if not np.isfinite(value):
+            raise ModelError(f"value: the state seen now has value {value}")
+        stages.lap("value")
+        if keep_tree:
+            settle_root(tree, value, parameters.discount, parameters.backup == "max")
+            budget.shorten(self.capacity - int(tree.counters[NODES]))
+        else:
+            reset(tree)
+            tree.leaf_value[0] = value
+            back_up(tree, 0, value, parameters.discount, False)
+        outcome.allowed = budget.allowed
+        if parameters.method == "tree":
+            self._grow(models, segments, budget, rng, stages, outcome)
+        else:
+            rollouts = rivals.Rollouts(
+                tree, models, self.source, segments, budget, rng, stages, parameters, self.spec
+            )
+            rivals.RIVALS[parameters.method](rollouts)
+            outcome.calls = rollouts.calls
+        outcome.simulations, outcome.stop = budget.done, budget.stop
+        return outcome
+
+    def reuse(self, top: int, reference: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Make an expanded node's subtree the tree; see :func:`re_root` for what is returned."""
+        return re_root(
+            self.tree,
+            top,
+            reference.astype(np.float32),
+            0,
+            self.source.fan,
+            self.parameters.discount,
+        )
+
+    def _grow(
+        self,
+        models: Models,
+        segments: Floats,
+        budget: Budget,
+        rng: np.random.Generator,
+        stages: Stages,
+        outcome: Outcome,
+    ) -> None:
+        tree, rules, wave = self.tree, self.rules, self._wave
+        parameters, gate = self.parameters, self.parameters.gate
+        step_shape = (-1, self.macro_steps, self.spec.dimensions)
+        if parameters.selection == "gumbel":
+            rules.noise[:] = parameters.gumbel.noise * rng.gumbel(size=len(rules.noise))
+        asked = not gate.enabled
+        while size := budget.begin_wave(len(wave.leaf) if asked else 1):
+            made, expanding = descend(tree, rules, wave, segments, size, self.source.fan)
+            stages.lap("select")
+            if expanding:
+                actions, log_density, origins = self.source.draw(
+                    models, wave.reference[:expanding], rng
+                )
+                attach(
+                    tree,
+                    wave.expand[:expanding],
+                    actions,
+                    log_density,
+                    origins,
+                    parameters.prior_temperature,
+                    parameters.support_floor,
+                )
+                stages.lap("prior")
+            count = place(tree, rules, wave, made)
+            children = wave.children[:count]
+            values, uncertainty = _NOTHING
+            stages.lap("select")
+            if count:
+                models.step(
+                    wave.parents[:count], wave.actions[:count].reshape(step_shape), children
+                )
+                uncertainty = doubted(models, children)
+                outcome.calls += 1
+                stages.lap("world_model")
+                values = evaluated(models, children)
+                stages.lap("value")
+            done = collect(tree, rules, wave, made, values, uncertainty)
+            stages.lap("backup")
+            budget.end_wave(done)
+            if not asked and count:
+                asked = True
+                slope = float(values[:, 0].mean()) - float(tree.leaf_value[0])
+                outcome.verdict = ask(gate, slope, float(values[:, 0].std()))
+                if outcome.verdict is Verdict.SKIP:
+                    budget.stop = Stop.GATE
+                    return
+                if outcome.verdict is Verdict.SHORTEN:
+                    budget.shorten(max(1, round(gate.fraction * budget.allowed)))

@@ -1,0 +1,350 @@
+"""The tree: arrays that are made once, and the compiled kernels that grow it.
+
+A node is an imagined state; its index is the number of the state in the world model's memory. An
+edge is a candidate macro-action of a node, imagined or not; the edges of a node lie side by side.
+Nothing is allocated while deciding and nothing is freed by :func:`reset`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+NONE = -1
+"""No parent, no child yet."""
+CUT = -2
+"""The child of an edge that was cut off: out of support, or imagined as something not finite."""
+
+NODES, EDGES, WAVE, PRUNED, LEAVES, DEPTHS = range(6)
+"""Places in :attr:`Tree.counters`; LEAVES and DEPTHS count evaluated leaves and sum their depth."""
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float64]
+
+
+class Tree(NamedTuple):
+    """N nodes at most, E edges at most, A numbers in a macro-action.
+
+    A node of n visits has been evaluated once itself and n - 1 times through its children, so that
+    visits add up: ``visits[node] == 1 + sum(visits[children])`` unless its own value was backed up
+    again for want of children (the depth limit, or all children cut off).
+    """
+
+    parent: Ints  # (N,) NONE for the root
+    edge: Ints  # (N,) the edge that leads here; NONE for the root
+    depth: Ints  # (N,)
+    first_edge: Ints  # (N,) NONE until candidates were drawn
+    edge_count: Ints  # (N,)
+    visits: Ints  # (N,) backed-up visits; 0 while the state is being imagined, or cut off
+    in_flight: Ints  # (N,) visits under way in the current wave
+    blocked: Ints  # (N,) the wave in which nothing beneath is free any more
+    value: Floats  # (N,) V, seen from this node: mean of what was backed up, or the best child's
+    mean: Floats  # (N,) mean of what was backed up
+    square: Floats  # (N,) its mean square
+    leaf_value: Floats  # (N,) what the value model said of the state itself
+    child: Ints  # (E,) node, NONE or CUT
+    prior: NDArray[np.float32]  # (E,) normalised among its siblings
+    origin: NDArray[np.int16]  # (E,) who drew it
+    action: NDArray[np.float32]  # (E, A)
+    counters: NDArray[np.int64]  # (6,)
+    bounds: Floats  # (2,) smallest and largest value so far
+
+
+FLOATS = ("value", "mean", "square", "leaf_value")
+
+
+def new_tree(nodes: int, edges: int, width: int) -> Tree:
+    """Allocate an empty tree; an edge holds ``width`` numbers, A."""
+    tree = Tree(
+        parent=np.zeros(nodes, np.int32),
+        edge=np.zeros(nodes, np.int32),
+        depth=np.zeros(nodes, np.int32),
+        first_edge=np.zeros(nodes, np.int32),
+        edge_count=np.zeros(nodes, np.int32),
+        visits=np.zeros(nodes, np.int32),
+        in_flight=np.zeros(nodes, np.int32),
+        blocked=np.zeros(nodes, np.int32),
+        value=np.zeros(nodes),
+        mean=np.zeros(nodes),
+        square=np.zeros(nodes),
+        leaf_value=np.zeros(nodes),
+        child=np.zeros(edges, np.int32),
+        prior=np.zeros(edges, np.float32),
+        origin=np.zeros(edges, np.int16),
+        action=np.zeros((edges, width), np.float32),
+        counters=np.zeros(6, np.int64),
+        bounds=np.zeros(2),
+    )
+    reset(tree)
+    return tree
+
+
+def edge_capacity(nodes: int, depth: int, fan: int) -> int:
+    """Edges that a tree can need: ``fan`` for every node that may be expanded.
+
+    Nodes at the depth limit are not expanded, and every expanded node has a child. So of the
+    nodes beneath the root at most ``(depth - 1) / depth`` are expanded, and at depth i at most
+    ``fan ** i``.
+    """
+    inner, level = 1, 1
+    for _ in range(1, depth):
+        level *= fan
+        inner += level
+        if inner >= nodes:
+            break
+    chains = 1 + (nodes - 1) * (depth - 1) // depth
+    return min(inner, chains) * fan
+
+
+def size_in_bytes(tree: Tree) -> int:
+    """Bytes of all arrays."""
+    return sum(array.nbytes for array in tree)
+
+
+@numba.njit(cache=True)
+def reset(tree: Tree) -> None:
+    """Empty the tree but for an unevaluated root."""
+    tree.counters[:] = 0
+    tree.bounds[0], tree.bounds[1] = np.inf, -np.inf
+    new_node(tree, NONE, NONE, 0)
+
+
+@numba.njit(cache=True)
+def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
+    """Add a node that waits for its value; the caller knows that there is room."""
+    node = tree.counters[NODES]
+    tree.counters[NODES] = node + 1
+    tree.parent[node] = parent
+    tree.edge[node] = edge
+    tree.depth[node] = depth
+    tree.first_edge[node] = NONE
+    tree.edge_count[node] = 0
+    tree.visits[node] = 0
+    tree.in_flight[node] = 0
+    tree.blocked[node] = NONE
+    tree.value[node] = 0.0
+    tree.mean[node] = 0.0
+    tree.square[node] = 0.0
+    tree.leaf_value[node] = 0.0
+    return node
+
+
+@numba.njit(cache=True)
+def add_edges(tree: Tree, node: int, count: int) -> int:
+    """Give a node ``count`` edges without children; returns the first."""
+    first = tree.counters[EDGES]
+    tree.counters[EDGES] = first + count
+    tree.first_edge[node] = first
+    tree.edge_count[node] = count
+    for edge in range(first, first + count):
+        tree.child[edge] = NONE
+    return first
+
+
+@numba.njit(cache=True)
+def attach(
+    tree: Tree,
+    nodes: Ints,
+    actions: Floats,
+    log_density: Floats,
+    origins: NDArray[np.int16],
+    temperature: float,
+    support_floor: float,
+) -> None:
+    """Give nodes their candidates, the reference first.
+
+    Args:
+        tree: the tree.
+        nodes: (B,) nodes without edges.
+        actions: (B, F, A) candidates.
+        log_density: (B, F), up to a constant per node.
+        origins: (B, F) who drew them.
+        temperature: priors are ``density ** (1 / temperature)``, normalised.
+        support_floor: candidates this many nats below the best are cut off, never the reference;
+            0 cuts none.
+    """
+    fan = actions.shape[1]
+    for row in range(len(nodes)):
+        first = add_edges(tree, nodes[row], fan)
+        best = log_density[row].max()
+        total = 0.0
+        for i in range(fan):
+            edge = first + i
+            tree.action[edge] = actions[row, i]
+            tree.origin[edge] = origins[row, i]
+            below = best - log_density[row, i] if best > -np.inf else 0.0
+            if i > 0 and support_floor > 0.0 and below > support_floor:
+                tree.child[edge] = CUT
+                tree.prior[edge] = 0.0
+                tree.counters[PRUNED] += 1
+            else:
+                tree.prior[edge] = np.exp(-below / temperature)
+                total += tree.prior[edge]
+        for edge in range(first, first + fan):
+            tree.prior[edge] /= total
+
+
+@numba.njit(cache=True)
+def back_up(tree: Tree, leaf: int, value: float, discount: float, best_child: bool) -> None:
+    """Carry a leaf's value to the root and count the visit.
+
+    Args:
+        tree: the tree.
+        leaf: where the value was found.
+        value: V(leaf).
+        discount: factor per edge.
+        best_child: a node is worth its best child, not the mean of what was backed up through it.
+    """
+    node = leaf
+    while node != NONE:
+        visits = tree.visits[node] + 1
+        tree.visits[node] = visits
+        tree.mean[node] += (value - tree.mean[node]) / visits
+        tree.square[node] += (value * value - tree.square[node]) / visits
+        if best_child and node != leaf:
+            tree.value[node] = best_of_children(tree, node, discount)
+        else:
+            tree.value[node] = tree.mean[node]
+        tree.bounds[0] = min(tree.bounds[0], tree.value[node])
+        tree.bounds[1] = max(tree.bounds[1], tree.value[node])
+        value *= discount
+        node = tree.parent[node]
+    tree.counters[LEAVES] += 1
+    tree.counters[DEPTHS] += tree.depth[leaf]
+
+
+@numba.njit(cache=True)
+def best_of_children(tree: Tree, node: int, discount: float) -> float:
+    """The largest discounted value among the visited children."""
+    best = -np.inf
+    first = tree.first_edge[node]
+    for edge in range(first, first + tree.edge_count[node]):
+        child = tree.child[edge]
+        if child >= 0 and tree.visits[child] > 0:
+            best = max(best, discount * tree.value[child])
+    return best
+
+
+@numba.njit(cache=True)
+def mark_path(tree: Tree, leaf: int, change: int) -> None:
+    """Add to the visits under way on the path from a leaf to the root."""
+    node = leaf
+    while node != NONE:
+        tree.in_flight[node] += change
+        node = tree.parent[node]
+
+
+@numba.njit(cache=True)
+def cut_off(tree: Tree, node: int) -> None:
+    """Close the edge to a node whose state must not be used; the node stays empty."""
+    tree.child[tree.edge[node]] = CUT
+    tree.prior[tree.edge[node]] = 0.0
+    tree.counters[PRUNED] += 1
+
+
+@numba.njit(cache=True)
+def subtree(tree: Tree, top: int) -> Ints:
+    """The evaluated nodes beneath ``top``, itself first, parents before children."""
+    inside = np.zeros(tree.counters[NODES], np.bool_)
+    found = np.empty(tree.counters[NODES], np.int32)
+    count = 0
+    for node in range(top, tree.counters[NODES]):
+        parent = tree.parent[node]
+        if tree.visits[node] > 0 and (node == top or (parent != NONE and inside[parent])):
+            inside[node] = True
+            found[count] = node
+            count += 1
+    return found[:count]
+
+
+def re_root(
+    tree: Tree, top: int, reference: NDArray[np.float32], origin: int, fan: int, discount: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Make the subtree beneath an expanded node the whole tree, with a new first candidate.
+
+    The new root waits for its own value (see :func:`settle_root`), as the state seen is not quite
+    the one imagined. Its first candidate is the policy's new proposal, with the prior of the best
+    of the kept ones; where that makes one too many, the least visited is dropped.
+
+    Args:
+        tree: the tree.
+        top: the node that becomes the root.
+        reference: (A,) the policy's new first macro-action.
+        origin: who drew it.
+        fan: candidates that a node may have.
+        discount: factor per edge.
+
+    Returns:
+        Where the imagined states are, and where they must be copied to.
+    """
+    first, count = tree.first_edge[top], tree.edge_count[top]
+    edges = np.arange(first, first + count)
+    children = tree.child[edges]
+    visits = np.where(children >= 0, tree.visits[np.maximum(children, 0)], 0)
+    order = np.lexsort((-tree.prior[edges], -visits))[: fan - 1]
+    for edge in np.delete(edges, order):
+        if tree.child[edge] >= 0:
+            tree.parent[tree.child[edge]] = NONE
+    kept_edges = edges[np.sort(order)]
+    kept = subtree(tree, top)
+    kept, renamed = kept[1:], np.full(tree.counters[NODES], NONE, np.int32)
+    renamed[kept] = np.arange(1, len(kept) + 1)
+
+    blocks = [kept_edges]
+    first_edges = np.full(len(kept), NONE, np.int32)
+    position = 1 + len(kept_edges)
+    for i in np.flatnonzero(tree.edge_count[kept]):
+        start, size = tree.first_edge[kept[i]], tree.edge_count[kept[i]]
+        blocks.append(np.arange(start, start + size))
+        first_edges[i] = position
+        position += size
+    old_edges = np.concatenate(blocks)
+    new_edges = np.empty(tree.counters[EDGES], np.int32)
+    new_edges[old_edges] = np.arange(1, position)
+
+    fields = {name: getattr(tree, name)[kept] for name in ("depth", "edge_count", "visits")}
+    floats = {name: getattr(tree, name)[kept] for name in FLOATS}
+    parents = tree.parent[kept]
+    into = new_edges[tree.edge[kept]]
+    child = tree.child[old_edges]
+    renamed[top] = 0
+    candidates = {name: getattr(tree, name)[old_edges] for name in ("prior", "origin", "action")}
+
+    reset(tree)
+    inner = slice(1, 1 + len(kept))
+    for name, values in (fields | floats).items():
+        getattr(tree, name)[inner] = values
+    tree.depth[inner] -= 1
+    tree.parent[inner], tree.edge[inner] = renamed[parents], into
+    tree.first_edge[inner] = first_edges
+    tree.in_flight[inner], tree.blocked[inner] = 0, NONE
+    tree.first_edge[0], tree.edge_count[0] = 0, 1 + len(kept_edges)
+    outer = slice(1, position)
+    for name, values in candidates.items():
+        getattr(tree, name)[outer] = values
+    tree.child[outer] = np.where(child >= 0, renamed[np.maximum(child, 0)], child)
+    tree.child[0], tree.origin[0], tree.action[0] = NONE, origin, reference
+    siblings = slice(1, 1 + len(kept_edges))
+    tree.prior[0] = max(float(tree.prior[siblings].max(initial=0.0)), np.finfo(np.float32).tiny)
+    tree.prior[: siblings.stop] /= tree.prior[: siblings.stop].sum()
+    tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), position
+    return kept.astype(np.int64), np.arange(1, 1 + len(kept), dtype=np.int64)
+
+
+def settle_root(tree: Tree, value: float, discount: float, best_child: bool) -> None:
+    """Evaluate the root of a kept tree: its own value and its children's, weighted by visits."""
+    first = tree.first_edge[0]
+    children = tree.child[first : first + tree.edge_count[0]]
+    children = children[children >= 0]
+    visits = tree.visits[children]
+    total = 1 + int(visits.sum())
+    values = discount * tree.value[children]
+    tree.visits[0], tree.leaf_value[0] = total, value
+    tree.mean[0] = (value + visits @ (discount * tree.mean[children])) / total
+    tree.square[0] = (value**2 + visits @ (discount**2 * tree.square[children])) / total
+    tree.value[0] = values.max() if best_child and len(children) else tree.mean[0]
+    seen = tree.value[: tree.counters[NODES]]
+    tree.bounds[0], tree.bounds[1] = float(seen.min()), float(seen.max())

@@ -1,0 +1,212 @@
+"""One wave of the tree search: select W leaves, expand, and back up, as compiled kernels.
+
+The W descents of a wave see one another through the visits under way. A descent that reaches a node
+without candidates waits there until the whole wave's candidates have been drawn in one call, then
+goes on. With W = 1 this is the textbook algorithm.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_reasoner_ros.search.selection import Rules, choose, open_candidates
+from vla_reasoner_ros.search.tree import (
+    CUT,
+    NONE,
+    WAVE,
+    Floats,
+    Ints,
+    Tree,
+    back_up,
+    cut_off,
+    mark_path,
+    new_node,
+)
+
+NEW, WAITING, AGAIN, DROPPED = range(4)
+"""What became of a descent: a state to imagine, a node without candidates, a node that cannot grow
+(its own value is backed up again), nothing."""
+
+
+class Wave(NamedTuple):
+    """Buffers of a wave of at most W leaves; A numbers in a macro-action."""
+
+    leaf: Ints  # (W,) the node that each descent ended at
+    kind: Ints  # (W,) NEW, WAITING, AGAIN or DROPPED
+    parents: NDArray[np.int64]  # (W,) states to imagine from
+    children: NDArray[np.int64]  # (W,) states to imagine
+    actions: NDArray[np.float32]  # (W, A)
+    expand: Ints  # (W,) nodes that need candidates
+    reference: Floats  # (W, A) their reference macro-actions
+
+
+def new_wave(size: int, width: int) -> Wave:
+    """Allocate the buffers."""
+    return Wave(
+        leaf=np.zeros(size, np.int32),
+        kind=np.zeros(size, np.int32),
+        parents=np.zeros(size, np.int64),
+        children=np.zeros(size, np.int64),
+        actions=np.zeros((size, width), np.float32),
+        expand=np.zeros(size, np.int32),
+        reference=np.zeros((size, width)),
+    )
+
+
+@numba.njit(cache=True)
+def descend(
+    tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int, fan: int
+) -> tuple[int, int]:
+    """Send at most ``size`` descents from the root.
+
+    Args:
+        tree: the tree; its root has been evaluated.
+        rules: how to choose.
+        wave: buffers; leaf, kind, expand and reference are written.
+        segments: (S, A) the policy's own macro-actions, the references at depth 0 to S - 1; a
+            deeper node's reference is the action that led to it.
+        size: descents to start.
+        fan: candidates that a node will get.
+
+    Returns:
+        Descents made, fewer than ``size`` when nothing more is free, and nodes to expand.
+    """
+    tree.counters[WAVE] += 1
+    made, expanding = 0, 0
+    while made < size:
+        node = 0
+        kind = NONE
+        while kind == NONE:
+            if tree.depth[node] >= rules.depth:
+                kind = AGAIN
+            elif tree.first_edge[node] == NONE:
+                visits = tree.visits[node] + tree.in_flight[node]
+                if tree.in_flight[node] >= open_candidates(rules, visits, fan):
+                    break
+                if tree.in_flight[node] == 0:
+                    wave.expand[expanding] = node
+                    depth = tree.depth[node]
+                    if depth < len(segments):
+                        wave.reference[expanding] = segments[depth]
+                    else:
+                        wave.reference[expanding] = tree.action[tree.edge[node]]
+                    expanding += 1
+                kind = WAITING
+            else:
+                edge = choose(tree, rules, node)
+                if edge == NONE:
+                    if _is_dead_end(tree, node):
+                        kind = AGAIN
+                    break
+                if tree.child[edge] == NONE:
+                    node = _imagine(tree, node, edge)
+                    kind = NEW
+                else:
+                    node = tree.child[edge]
+        if kind == NONE:
+            tree.blocked[node] = tree.counters[WAVE]
+            if node == 0:
+                break
+            continue
+        mark_path(tree, node, 1)
+        wave.leaf[made], wave.kind[made] = node, kind
+        made += 1
+    return made, expanding
+
+
+@numba.njit(cache=True)
+def place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
+    """Let the waiting descents go on to a candidate, and list the states to imagine.
+
+    Args:
+        tree: the tree; the nodes to expand have their candidates.
+        rules: how to choose.
+        wave: buffers; parents, children and actions are written.
+        made: descents of the wave.
+
+    Returns:
+        The number B of states to imagine.
+    """
+    count = 0
+    for i in range(made):
+        if wave.kind[i] == WAITING:
+            node = wave.leaf[i]
+            mark_path(tree, node, -1)
+            edge = choose(tree, rules, node)
+            if edge == NONE:
+                wave.kind[i] = DROPPED
+                continue
+            wave.leaf[i] = _imagine(tree, node, edge)
+            wave.kind[i] = NEW
+            mark_path(tree, wave.leaf[i], 1)
+        if wave.kind[i] == NEW:
+            leaf = wave.leaf[i]
+            wave.parents[count] = tree.parent[leaf]
+            wave.children[count] = leaf
+            wave.actions[count] = tree.action[tree.edge[leaf]]
+            count += 1
+    return count
+
+
+@numba.njit(cache=True)
+def collect(
+    tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats, uncertainty: Floats
+) -> int:
+    """Back up a wave, cutting off the states that must not be used.
+
+    Args:
+        tree: the tree.
+        rules: discount, backup, pessimism and the limit of uncertainty.
+        wave: the wave's leaves.
+        made: descents of the wave.
+        values: (K, B) values of the imagined states, one row per member of the ensemble.
+        uncertainty: (B,) of the world model about them.
+
+    Returns:
+        Simulations done: descents that were not dropped.
+    """
+    column, done = 0, 0
+    for i in range(made):
+        kind, leaf = wave.kind[i], wave.leaf[i]
+        if kind == DROPPED:
+            continue
+        done += 1
+        mark_path(tree, leaf, -1)
+        if kind == NEW:
+            value = lower_bound(values[:, column], rules.pessimism)
+            doubt = uncertainty[column]
+            column += 1
+            unsupported = rules.uncertainty_limit > 0.0 and doubt > rules.uncertainty_limit
+            if not (math.isfinite(value) and math.isfinite(doubt)) or unsupported:
+                cut_off(tree, leaf)
+                continue
+            tree.leaf_value[leaf] = value
+        back_up(tree, leaf, tree.leaf_value[leaf], rules.discount, rules.best_child)
+    return done
+
+
+@numba.njit(cache=True)
+def lower_bound(values: Floats, pessimism: float) -> float:
+    """Mean less ``pessimism`` standard deviations of an ensemble's (K,) values."""
+    mean = values.mean()
+    if len(values) == 1:
+        return mean
+    return mean - pessimism * values.std()
+
+
+@numba.njit(cache=True)
+def _imagine(tree: Tree, node: int, edge: int) -> int:
+    leaf = new_node(tree, node, edge, tree.depth[node] + 1)
+    tree.child[edge] = leaf
+    return leaf
+
+
+@numba.njit(cache=True)
+def _is_dead_end(tree: Tree, node: int) -> bool:
+    first = tree.first_edge[node]
+    return bool(np.all(tree.child[first : first + tree.edge_count[node]] == CUT))
