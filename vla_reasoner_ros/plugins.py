@@ -35,6 +35,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "prior": {
         "kde": "vla_reasoner_ros.priors.kde:KdePrior",
         "gaussian": "vla_reasoner_ros.priors.gaussian:GaussianPrior",
+        "library": "vla_reasoner_ros.priors.library:LibraryPrior",
+        "policy_samples": "vla_reasoner_ros.priors.policy_samples:PolicySamplesPrior",
+        "primitives": "vla_reasoner_ros.priors.primitives:PrimitivesPrior",
         "mixture": "vla_reasoner_ros.priors.mixture:MixturePrior",
     },
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_reasoner_ros.types import ActionSpec
+from vla_reasoner_ros.types import ActionChunk, ActionSpec
 
 Actions = NDArray[np.float64]
 
@@ -33,6 +34,11 @@ class Prior(Protocol):
 
     name: str
     spec: ActionSpec
+    proposals: int
+    """Chunks that it wants from the policy at each decision; 1 is the policy's own."""
+
+    def begin(self, proposals: Sequence[ActionChunk]) -> None:
+        """Take what the policy proposed; called once per decision, before :meth:`sample`."""
 
     def sample(self, reference: Actions, count: int, rng: np.random.Generator) -> Candidates:
         """Draw candidates around, or regardless of, each node's reference macro-action.
