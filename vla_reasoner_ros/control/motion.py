@@ -21,7 +21,6 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.types import FloatArray
 
 USAGE = 0.98  # of the limits that splines are made for; the validator checks the limits themselves
-SPEED_ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,9 @@ class MotionPlanner:
                 :class:`LimitViolation` when it is the position, the workspace or the rest.
         """
         allowed = self._allowed(self._parameters.speed_factor, start)
-        asked = float(intervals.sum())
         spline_limits = _scaled(allowed.joints, USAGE, USAGE)
         slower = 1.0
-        for _ in range(SPEED_ATTEMPTS):
+        while True:
             spline = limited_spline_to_rest(
                 self._robot.joint_names,
                 start,
@@ -110,8 +108,7 @@ class MotionPlanner:
                 return TimedSpline(spline.trajectory, spline.stretch * slower)
             slower *= 1.02 * ratio
             if ratio <= 1.0 or slower > self._parameters.max_stretch:
-                break
-        raise LimitViolation(violation)
+                raise LimitViolation(violation)
 
     def to(self, start: MotionState, target: FloatArray) -> JointTrajectory:
         """A slow motion (``first_motion_factor``) to rest at ``target`` (J,) rad.

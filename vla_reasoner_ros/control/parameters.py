@@ -165,6 +165,20 @@ class MotionParameters:
         maximum=0.2,
     )
 
+    settle_time: float = parameter(
+        0.2,
+        "Time that the first motion after a start or a reset leaves for the arm's controller to "
+        "come to the measured position, from which the motion starts.",
+        unit="s",
+        minimum=0.0,
+        maximum=2.0,
+    )
+    repeat_on_rejection: bool = parameter(
+        False,
+        "Whether a refused chunk is answered by sending what is left of the running motion once "
+        "more, for a simulator whose time waits for the next trajectory.",
+    )
+
     def __post_init__(self) -> None:
         for name in ("workspace_min", "workspace_max"):
             value = getattr(self, name)

@@ -18,6 +18,7 @@ from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.types import FloatArray
 
 BRAKING_INTERVALS = 2.0  # the last waypoint gets twice its time: constant deceleration to rest
+MIN_DURATION = 0.01  # s, of a motion that does not move
 STRETCH_ITERATIONS = 60
 STRETCH_STEP = 1.5  # largest factor on one interval in one iteration
 SAMPLES_PER_SEGMENT = 12
@@ -122,11 +123,13 @@ class JointTrajectory:
         return max(len(self.times) - 2, 0)
 
 
-def resting(joint_names: tuple[str, ...], position: FloatArray) -> JointTrajectory:
-    """No motion: the arm rests at ``position`` (J,) for one nanosecond and then on."""
+def resting(
+    joint_names: tuple[str, ...], position: FloatArray, duration: float = MIN_DURATION
+) -> JointTrajectory:
+    """No motion: rest at ``position`` (J,) rad for ``duration`` s."""
     knots = np.array([position, position], dtype=np.float64)
     zeros = np.zeros_like(knots)
-    return JointTrajectory(joint_names, np.array([0.0, 1e-9]), knots, zeros, zeros)
+    return JointTrajectory(joint_names, np.array([0.0, duration]), knots, zeros, zeros)
 
 
 def spline_to_rest(

@@ -87,8 +87,8 @@ def joint_violation(trajectory: JointTrajectory, limits: JointLimits) -> Violati
         ("jerk", "rad/s^3", jerk, -limits.jerk, limits.jerk, 1e-1),
     )
     for name, unit, values, low, high, slack in checks:
-        slack = slack + RELATIVE_TOLERANCE * np.abs(high)
-        broken = (values < low - slack) | (values > high + slack)
+        tolerance = slack + RELATIVE_TOLERANCE * np.abs(high)
+        broken = (values < low - tolerance) | (values > high + tolerance)
         if broken.any():
             step, joint = np.argwhere(broken)[0]
             value = values[step, joint]
