@@ -150,6 +150,18 @@ class ProgressNetwork(nn.Module):
         )
 
 
+def load_progress(folder: Path) -> tuple[ProgressNetwork, dict[str, Any]]:
+    """The trained network, for inference, and its card.
+
+    Raises:
+        ConfigurationError: weights are missing, corrupt or of another architecture.
+    """
+    tensors, card = load_model(folder / MODEL_NAME, MODEL_NAME)
+    network = ProgressNetwork(ValueConfig.from_card(card["architecture"]))
+    load_into(network, tensors, MODEL_NAME)
+    return network.eval().requires_grad_(False), card
+
+
 class ProgressValue:
     """The learned value.
 
@@ -165,13 +177,9 @@ class ProgressValue:
 
     def __init__(self, models_dir: str = "") -> None:
         folder = Path(models_dir) if models_dir else models_directory()
-        tensors, card = load_model(folder / MODEL_NAME, MODEL_NAME)
-        config = ValueConfig.from_card(card["architecture"])
-        network = ProgressNetwork(config)
-        load_into(network, tensors, MODEL_NAME)
-        self._network = network.eval().requires_grad_(False)
+        self._network, card = load_progress(folder)
         self._encoder = str(card.get("encoder", ""))
-        self._width = config.layout.width
+        self._width = self._network.config.layout.width
         self._world_model: WorldModel | None = None
         self._sentence: Tensor | None = None
 

@@ -159,7 +159,6 @@ class DynamicsNetwork(nn.Module):
         carried = new_position - position
 
         new = self._objects(latents, arm, rotation, to_objects, carried, new_gripper)
-        count = len(layout.objects)
         blocks = layout.blocks
         contact = torch.sigmoid(new[..., 0])
         contact = torch.where(contact < STAY_BELOW, torch.zeros_like(contact), contact)
@@ -182,7 +181,6 @@ class DynamicsNetwork(nn.Module):
                 "block_held": torch.sigmoid(new[..., :blocks, 9]),
             }
         )
-        assert displacement.shape[-2] == count
         return Imagined(imagined, new[..., 0])
 
     def _objects(
@@ -230,6 +228,23 @@ class DynamicsNetwork(nn.Module):
         return self.object(inputs.flatten(1, 2)).unflatten(1, (batch, count))
 
 
+def load_dynamics(folder: Path, encoder: Encoder) -> tuple[DynamicsNetwork, dict[str, Any]]:
+    """The trained network, for inference, and its card.
+
+    Raises:
+        ConfigurationError: weights are missing or corrupt, or were trained on another encoder.
+    """
+    tensors, card = load_model(folder / MODEL_NAME, MODEL_NAME)
+    if card.get("encoder") != encoder.fingerprint:
+        raise ConfigurationError(
+            f"{MODEL_NAME} in {folder}: trained on the encoder {str(card.get('encoder'))[:12]}, "
+            f"the encoder there is {encoder.fingerprint[:12]}; train it again"
+        )
+    network = DynamicsNetwork(DynamicsConfig.from_card(card["architecture"]))
+    load_into(network, tensors, MODEL_NAME)
+    return network.eval().requires_grad_(False), card
+
+
 class LatentWorldModel:
     """The learned world model, its imagined states in numbered slots.
 
@@ -247,16 +262,8 @@ class LatentWorldModel:
     def __init__(self, models_dir: str = "") -> None:
         folder = Path(models_dir) if models_dir else models_directory()
         self.encoder = Encoder.load(folder)
-        tensors, card = load_model(folder / MODEL_NAME, MODEL_NAME)
-        config = DynamicsConfig.from_card(card["architecture"])
-        if card.get("encoder") != self.encoder.fingerprint:
-            raise ConfigurationError(
-                f"{MODEL_NAME} in {folder}: trained on the encoder {str(card.get('encoder'))[:12]},"
-                f" the encoder there is {self.encoder.fingerprint[:12]}; train it again"
-            )
-        network = DynamicsNetwork(config)
-        load_into(network, tensors, MODEL_NAME)
-        self._network = network.eval().requires_grad_(False)
+        self._network, card = load_dynamics(folder, self.encoder)
+        config = self._network.config
         self._layout = config.layout
         self.spec = action_spec_from_card(card["action_spec"])
         self.macro_steps = config.macro_steps

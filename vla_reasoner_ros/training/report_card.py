@@ -1,0 +1,372 @@
+"""Judge the learned models on held-out branched decisions; the verdict decides what may drive.
+
+Correlation over all states flatters (a value may know how far an episode is and still not tell two
+candidates apart), so everything here is measured within one decision: do the candidates' values
+rank them as their true outcomes do, and what is truly gained by taking the best-valued one instead
+of the pilot's own? Once with outcomes that the true simulator rendered, once with imagined ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.training.branches import EXPERT, PILOT
+from vla_reasoner_ros.training.latents import (
+    BranchLatents,
+    EpisodeLatents,
+    load_branches,
+    load_episodes,
+)
+from vla_reasoner_ros.training.world_model import MOVED
+from vla_reasoner_ros.values.progress import MODEL_NAME as VALUE_NAME
+from vla_reasoner_ros.values.progress import ProgressNetwork, load_progress
+from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout
+from vla_reasoner_ros.world_models.latent import MODEL_NAME as DYNAMICS_NAME
+from vla_reasoner_ros.world_models.latent import DynamicsNetwork, load_dynamics
+
+FILE_NAME = "report_card.json"
+LEAST_SPREAD = 0.01
+"""Standard deviation of true progress below which the candidates of a decision have no order."""
+MARKS: dict[str, tuple[str, float, str]] = {
+    "rank_correlation": ("at least", 0.5, "within-decision rank correlation"),
+    "gain_low": ("above", 0.0, "lower 95 % bound of the true gain over the pilot's own"),
+    "monotonicity": ("at least", 0.8, "rank correlation of value and time on successes"),
+    "success_over_failure": ("at least", 0.8, "chance that a success ends above a failure"),
+    "object_error_ratio": ("below", 1.0, "error of moved objects against copying, every horizon"),
+    "action_sensitivity": ("at least", 2.0, "arm error with another's actions against its own"),
+}
+"""Measure to its pass mark; what a report does not measure is not judged."""
+
+Float64 = NDArray[np.float64]
+
+
+def rank_correlations(values: Float64, true: Float64) -> Float64:
+    """Spearman's correlation of each decision's candidates; NaN where they have no true order.
+
+    Args:
+        values: (D, C).
+        true: (D, C).
+
+    Returns:
+        (D,).
+    """
+    found = np.full(len(true), np.nan)
+    for i, (value, truth) in enumerate(zip(values, true, strict=True)):
+        if truth.std() >= LEAST_SPREAD:
+            found[i] = 0.0 if np.ptp(value) == 0.0 else stats.spearmanr(value, truth).statistic
+    return found
+
+
+def choice(values: Float64, true: Float64) -> dict[str, Float64]:
+    """What taking the best-valued candidate truly brings, per decision.
+
+    Args:
+        values: (D, C), the pilot's own first.
+        true: (D, C) true progress of the outcomes.
+
+    Returns:
+        gain: (D,) over the pilot's own; regret: (D,) below the best there was; possible: (D,) the
+        best over the pilot's own.
+    """
+    chosen = np.take_along_axis(true, values.argmax(axis=1)[:, None], axis=1)[:, 0]
+    best = true.max(axis=1)
+    return {
+        "gain": chosen - true[:, PILOT],
+        "regret": best - chosen,
+        "possible": best - true[:, PILOT],
+    }
+
+
+def cluster_interval(
+    measure: Float64, cluster: NDArray, rng: np.random.Generator, draws: int = 2000
+) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean whose samples come in clusters (scenes); NaN left out."""
+    valid = np.isfinite(measure)
+    _, index = np.unique(cluster[valid], return_inverse=True)
+    sums = np.bincount(index, weights=measure[valid])
+    counts = np.bincount(index)
+    picks = rng.integers(0, len(sums), (draws, len(sums)))
+    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def calibration_error(values: Float64, true: Float64, bins: int = 10) -> float:
+    """Mean difference of value and truth over bins of the value, weighted by their counts."""
+    index = np.clip((values * bins).astype(int), 0, bins - 1)
+    gaps = [
+        abs(values[index == i].mean() - true[index == i].mean()) * (index == i).mean()
+        for i in range(bins)
+        if (index == i).any()
+    ]
+    return float(np.sum(gaps))
+
+
+def chance_above(above: Float64, below: Float64) -> float:
+    """Probability that one of the first exceeds one of the second (area under the ROC curve)."""
+    return float(stats.mannwhitneyu(above, below).statistic / (len(above) * len(below)))
+
+
+def judge(measures: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:
+    """Compare measures with their pass marks.
+
+    Returns:
+        passed, failures in words, and the measures.
+    """
+    failures = []
+    for name in marks:
+        if name not in measures:
+            continue
+        relation, mark, meaning = MARKS[name]
+        value = measures[name]
+        ok = {"at least": value >= mark, "above": value > mark, "below": value < mark}[relation]
+        if not ok:
+            failures.append(f"{meaning}: {value:.3f}, expected {relation} {mark:g}")
+    return {"passed": not failures, "failures": failures, "measures": measures}
+
+
+def ranking_measures(
+    values: Float64, branches: BranchLatents, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Everything about choosing among the candidates of one decision.
+
+    Args:
+        values: (D, C) of the outcomes after one macro-action.
+        branches: the decisions.
+        rng: draws the bootstrap.
+    """
+    true = branches.outcome_progress[:, :, 0].astype(np.float64)
+    correlation = rank_correlations(values, true)
+    outcome = choice(values, true)
+    ordered = np.isfinite(correlation)
+    offset = (values - values.mean(axis=1, keepdims=True)) - (
+        true - true.mean(axis=1, keepdims=True)
+    )
+    rank_low, rank_high = cluster_interval(correlation, branches.scene, rng)
+    gain_low, gain_high = cluster_interval(outcome["gain"], branches.scene, rng)
+    return {
+        "decisions": len(branches),
+        "decisions_with_an_order": int(ordered.sum()),
+        "rank_correlation": float(np.nanmean(correlation)),
+        "rank_low": rank_low,
+        "rank_high": rank_high,
+        "rank_by_task": {
+            task: float(np.nanmean(correlation[branches.task == task]))
+            for task in sorted({str(t) for t in branches.task[ordered]})
+        },
+        "gain": float(outcome["gain"].mean()),
+        "gain_low": gain_low,
+        "gain_high": gain_high,
+        "possible_gain": float(outcome["possible"].mean()),
+        "expert_gain": float((true[:, EXPERT] - true[:, PILOT]).mean()),
+        "regret": float(outcome["regret"].mean()),
+        "harmed": float((outcome["gain"] < -LEAST_SPREAD).mean()),
+        "true_spread": float(true.std(axis=1).mean()),
+        "error_within_decision": float(offset.std(axis=1).mean()),
+        "error": float(np.abs(values - true).mean()),
+        "calibration_error": calibration_error(values.ravel(), true.ravel()),
+        "rank_over_all_states": float(stats.spearmanr(values.ravel(), true.ravel()).statistic),
+    }
+
+
+@torch.inference_mode()
+def values_of(network: ProgressNetwork, latents: NDArray, sentences: NDArray) -> Float64:
+    """(D, C) mean of the ensemble for (D, C, Z) latents and (D, S) sentences."""
+    rows = [
+        network(torch.from_numpy(np.ascontiguousarray(row)), torch.from_numpy(text[None])).mean(0)
+        for row, text in zip(latents, sentences, strict=True)
+    ]
+    return torch.stack(rows).double().numpy()
+
+
+@torch.inference_mode()
+def imagine(
+    network: DynamicsNetwork, branches: BranchLatents, actions: NDArray | None = None
+) -> NDArray[np.float32]:
+    """(D, C, H, Z) imagined latents of the recorded actions, or of others of the same shape."""
+    actions = branches.actions if actions is None else actions
+    candidates = actions.shape[1]
+    found = []
+    for root, own in zip(branches.root, actions, strict=True):
+        now = torch.from_numpy(np.repeat(root[None], candidates, axis=0))
+        steps = []
+        for horizon in range(actions.shape[2]):
+            now = network(now, torch.from_numpy(np.ascontiguousarray(own[:, horizon]))).latents
+            now = now.mean(dim=0)
+            steps.append(now)
+        found.append(torch.stack(steps, dim=1).numpy())
+    return np.stack(found)
+
+
+def dynamics_measures(
+    layout: LatentLayout, imagined: NDArray, with_others: NDArray, branches: BranchLatents
+) -> dict[str, Any]:
+    """Errors by horizon, against copying what was seen, and against the true state, m.
+
+    Args:
+        layout: of the latents.
+        imagined: (D, C, H, Z).
+        with_others: (D, C, H, Z), imagined with another candidate's actions.
+        branches: the decisions.
+    """
+    count = len(layout.objects)
+
+    def places(latents: NDArray) -> tuple[NDArray, NDArray]:
+        objects = latents[..., layout.slices["object_position"]]
+        return (
+            latents[..., layout.slices["ee_position"]],
+            objects.reshape(*objects.shape[:-1], count, 3),
+        )
+
+    arm, objects = places(imagined)
+    other_arm, _ = places(with_others)
+    true_arm, true_objects = places(branches.true_outcomes)
+    _, root = places(branches.root[:, None, None])
+    _, true_root = places(branches.true_root[:, None, None])
+    moved = np.linalg.norm(true_objects - true_root, axis=-1) > MOVED
+    error = np.linalg.norm(objects - true_objects, axis=-1)
+    copied = np.linalg.norm(root - true_objects, axis=-1)
+    drift = np.linalg.norm(objects - root, axis=-1)
+    arm_error = np.linalg.norm(arm - true_arm, axis=-1).mean(axis=(0, 1))
+    other_error = np.linalg.norm(other_arm - true_arm, axis=-1).mean(axis=(0, 1))
+    by_horizon = range(moved.shape[2])
+    moved_error = [float(error[:, :, h][moved[:, :, h]].mean()) for h in by_horizon]
+    copy_error = [float(copied[:, :, h][moved[:, :, h]].mean()) for h in by_horizon]
+    return {
+        "encoder_error_m": float(np.linalg.norm(root - true_root, axis=-1).mean()),
+        "arm_error_m": arm_error.tolist(),
+        "arm_error_of_other_actions_m": other_error.tolist(),
+        "action_sensitivity": float((other_error / arm_error).min()),
+        "moved_object_error_m": moved_error,
+        "copy_last_error_m": copy_error,
+        "object_error_ratio": float(max(np.divide(moved_error, copy_error))),
+        "drift_of_untouched_objects_m": [
+            float(drift[:, :, h][~moved[:, :, h]].mean()) for h in by_horizon
+        ],
+    }
+
+
+def episode_measures(network: ProgressNetwork, episodes: list[EpisodeLatents]) -> dict[str, Any]:
+    """Whether the value rises along successes and tells them from failures at the end."""
+    values = [values_of(network, e.encoded[None], e.sentence[None])[0] for e in episodes]
+    measures: dict[str, Any] = {"episodes": len(episodes)}
+    rises = [
+        stats.spearmanr(v, np.arange(len(v))).statistic
+        for v, e in zip(values, episodes, strict=True)
+        if e.success and len(v) > 4
+    ]
+    ends = {
+        success: np.array(
+            [v[-1] for v, e in zip(values, episodes, strict=True) if e.success == success]
+        )
+        for success in (True, False)
+    }
+    if rises:
+        measures["monotonicity"] = float(np.mean(rises))
+    if len(ends[True]) and len(ends[False]):
+        measures["success_over_failure"] = chance_above(ends[True], ends[False])
+        measures["failures"] = len(ends[False])
+    return measures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("--branches", type=Path, default=Path("data/branches/held_out"))
+    parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
+    parser.add_argument("--cache", type=Path, default=Path("data/latents"))
+    parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, judge, print, and write the card beside the models.
+
+    Returns:
+        0, also when a model fails: a red card is a result.
+    """
+    folder = arguments.models or models_directory()
+    torch.set_num_threads(arguments.threads)
+    rng = np.random.default_rng(arguments.seed)
+    encoder = Encoder.load(folder)
+    branches = load_branches(arguments.branches, encoder, arguments.cache)
+    network, value_card = load_progress(folder)
+    if value_card.get("encoder") != encoder.fingerprint:
+        raise ConfigurationError(f"{VALUE_NAME} in {folder}: trained on another encoder")
+    episodes: list[EpisodeLatents] = []
+    if arguments.episodes:
+        _, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
+        episodes = load_episodes(unseen, encoder, arguments.cache)
+
+    seen = values_of(network, branches.outcomes, branches.sentence)
+    value = ranking_measures(seen, branches, rng) | episode_measures(network, episodes)
+    value_marks = ("rank_correlation", "gain_low", "monotonicity", "success_over_failure")
+    card: dict[str, Any] = {
+        "data": {
+            "decisions": len(branches),
+            "scenes": len(np.unique(branches.scene)),
+            "candidates": int(branches.actions.shape[1]),
+            "seeds": [int(branches.scene.min()), int(branches.scene.max())],
+        },
+        "encoder": encoder.fingerprint,
+        "values": {"progress": judge(value, value_marks)},
+        "world_models": {},
+    }
+    if (folder / f"{DYNAMICS_NAME}.safetensors").exists():
+        dynamics, _ = load_dynamics(folder, encoder)
+        imagined = imagine(dynamics, branches)
+        others = imagine(dynamics, branches, np.roll(branches.actions, 1, axis=1))
+        world_model = ranking_measures(
+            values_of(network, imagined[:, :, 0], branches.sentence), branches, rng
+        ) | dynamics_measures(encoder.layout, imagined, others, branches)
+        marks = ("rank_correlation", "gain_low", "object_error_ratio", "action_sensitivity")
+        card["world_models"]["latent"] = judge(world_model, marks)
+    _print(card)
+    text = json.dumps(_rounded(card), indent=2) + "\n"
+    write_atomically(folder / FILE_NAME, text.encode())
+    return 0
+
+
+def _print(card: dict[str, Any]) -> None:
+    data = card["data"]
+    print(f"{data['decisions']} held-out decisions of {data['scenes']} scenes")
+    columns = {**card["values"], **card["world_models"]}
+    print(f"{'':38}" + "".join(f"{name:>14}" for name in columns))
+    measured: list[str] = []
+    for entry in columns.values():
+        measured += [name for name in entry["measures"] if name not in measured]
+    for name in measured:
+        cells = [_cell(entry["measures"].get(name)) for entry in columns.values()]
+        if any(cells):
+            print(f"{name:38}" + "".join(f"{cell:>14}" for cell in cells))
+    for name, entry in columns.items():
+        print(f"{name}: {'passed' if entry['passed'] else 'FAILED'}")
+        for failure in entry["failures"]:
+            print(f"  {failure}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{v:.4f}" for v in value)
+    return "" if value is None or isinstance(value, dict) else f"{value:.4g}"
+
+
+def _rounded(value: Any) -> Any:
+    """Five significant digits are enough for a report."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
