@@ -1,0 +1,202 @@
+"""Deciding on the newest observation in a thread of its own: no one waits for the search."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from vla_reasoner_ros.search.parameters import SearchParameters
+from vla_reasoner_ros.types import ActionSpec, Decision, FloatArray, Observation
+
+
+class Decider(Protocol):
+    """What the planner asks of a Reasoner."""
+
+    def decide(
+        self,
+        observation: Observation,
+        deadline_s: float | None = None,
+        actions_consumed: Callable[[], int] | None = None,
+    ) -> Decision:
+        """Decide on one observation."""
+
+    def reset(self) -> None:
+        """Forget the last episode."""
+
+    def set_parameters(self, parameters: SearchParameters) -> None:
+        """Take over changed parameters."""
+
+
+class Planner:
+    """Takes observations as they come and decides when the running chunk has been used up.
+
+    A decision is due when ``executed`` actions have passed, on the clock of the observations, since
+    the observation of the last one; it is always made on the newest observation. Whatever goes
+    wrong in a decision is told and counted, and the next observation starts clean.
+
+    Args:
+        reasoner: used by the planner's thread alone.
+        spec: the convention of its actions.
+        parameters: the reasoner's parameters.
+        now_ns: the clock of the observations' stamps, nanoseconds.
+        publish: takes each decision, in the planner's thread.
+        fail: takes each error, in the planner's thread.
+    """
+
+    def __init__(
+        self,
+        reasoner: Decider,
+        spec: ActionSpec,
+        parameters: SearchParameters,
+        now_ns: Callable[[], int],
+        publish: Callable[[Decision], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._reasoner = reasoner
+        self._spec = spec
+        self._executed = parameters.executed
+        self._now_ns = now_ns
+        self._publish = publish
+        self._fail = fail
+        self._wake = threading.Condition()
+        self._newest: Observation | None = None
+        self._changed: SearchParameters | None = None
+        self._resetting = False
+        self._paused = False
+        self._ending = False
+        self._decided_ns: int | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to decide, as at the start of an episode."""
+        self._ending, self._newest, self._resetting = False, None, True
+        self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> bool:
+        """End the thread after the decision it is at; whether it ended in time, s."""
+        with self._wake:
+            self._ending = True
+            self._wake.notify()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def offer(self, observation: Observation) -> None:
+        """Give an observation; an older one that still waits is forgotten, all while paused."""
+        with self._wake:
+            self._newest = None if self._paused else observation
+            self._wake.notify()
+
+    def change(self, parameters: SearchParameters) -> None:
+        """Take over parameters between two decisions."""
+        with self._wake:
+            self._changed = parameters
+            self._wake.notify()
+
+    def reset(self) -> None:
+        """Forget the episode: the next observation is a first one."""
+        with self._wake:
+            self._newest, self._resetting = None, True
+
+    def pause(self, paused: bool) -> None:
+        """Stop deciding, or go on with the next observation."""
+        with self._wake:
+            self._paused = paused
+            self._newest = None
+            self._wake.notify()
+
+    @property
+    def paused(self) -> bool:
+        """Whether it was told to pause."""
+        return self._paused
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._ending or self._changed or self._ready())
+                if self._ending:
+                    return
+                changed, self._changed = self._changed, None
+                observation = self._newest if self._ready() else None
+                resetting = self._resetting and observation is not None
+                if observation is not None:
+                    self._newest, self._resetting = None, False
+            try:
+                if changed is not None:
+                    self._executed = changed.executed
+                    self._reasoner.set_parameters(changed)
+                if observation is not None:
+                    self._decide(observation, resetting)
+            except Exception as error:
+                self._fail(error)
+
+    def _ready(self) -> bool:
+        return self._newest is not None and not self._paused and self._due(self._newest.stamp_ns)
+
+    def _due(self, stamp_ns: int) -> bool:
+        if self._decided_ns is None or self._resetting:
+            return True
+        passed = stamp_ns - self._decided_ns
+        # A quarter of a step forgives cameras that do not run on the grid of the actions. What
+        # comes from before the last decision is a clock that jumped back: a new beginning.
+        return passed >= (self._executed - 0.25) * self._spec.dt * 1e9 or passed < 0
+
+    def _decide(self, observation: Observation, resetting: bool) -> None:
+        first = resetting or self._decided_ns is None or observation.stamp_ns < self._decided_ns
+        if first:
+            self._reasoner.reset()
+        self._decided_ns = observation.stamp_ns
+
+        def consumed() -> int:
+            # Nothing runs yet while the first decision of an episode is made.
+            passed_ns = self._now_ns() - observation.stamp_ns
+            return 0 if first else max(0, int(passed_ns / (self._spec.dt * 1e9)))
+
+        self._publish(self._reasoner.decide(observation, actions_consumed=consumed))
+
+
+class StateMatcher:
+    """Joins observations with the simulator's states of the same stamp, whichever comes first.
+
+    Args:
+        complete: takes each observation that has its state.
+        kept: states, and observations without one, that are remembered.
+    """
+
+    def __init__(self, complete: Callable[[Observation], None], kept: int = 32) -> None:
+        self._complete = complete
+        self._kept = kept
+        self._states: OrderedDict[int, FloatArray] = OrderedDict()
+        self._waiting: OrderedDict[int, Observation] = OrderedDict()
+        self.unmatched = 0
+        """Observations given up because their state did not come."""
+
+    def observation(self, observation: Observation) -> None:
+        """An observation came."""
+        state = self._states.get(observation.stamp_ns)
+        if state is not None:
+            self._complete(dataclasses.replace(observation, simulator_state=state))
+            return
+        self._waiting[observation.stamp_ns] = observation
+        if len(self._waiting) > self._kept:
+            self._waiting.popitem(last=False)
+            self.unmatched += 1
+
+    def state(self, stamp_ns: int, state: FloatArray) -> None:
+        """A state came."""
+        self._states[stamp_ns] = state
+        if len(self._states) > self._kept:
+            self._states.popitem(last=False)
+        observation = self._waiting.pop(stamp_ns, None)
+        if observation is not None:
+            self._complete(dataclasses.replace(observation, simulator_state=state))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._states.clear()
+        self._waiting.clear()
