@@ -18,6 +18,7 @@ sys.exit({function}())
 
 
 def main(setup_cfg: str, folder: str) -> None:
+    """Write the scripts of ``setup_cfg`` into ``folder``."""
     config = configparser.ConfigParser()
     config.read(setup_cfg, encoding="utf-8")
     target = Path(folder)

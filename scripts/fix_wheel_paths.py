@@ -15,6 +15,7 @@ INCLUDE = re.compile(r"/opt/python/[^/;\"\s]+/include/python3\.\d+")
 
 
 def main() -> None:
+    """Rewrite every CMake file below the environment's share folder."""
     include = sysconfig.get_path("include")
     site_packages = sysconfig.get_path("purelib")
     changed = 0

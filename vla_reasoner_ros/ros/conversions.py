@@ -1,0 +1,495 @@
+"""Messages to the dataclasses of the core and back.
+
+Whatever a message says wrongly becomes a named error here; the dataclasses check the rest.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import struct
+from typing import Any, TypeVar
+
+import numpy as np
+from builtin_interfaces.msg import Duration
+from geometry_msgs.msg import Point, Pose, Quaternion
+from numpy.typing import NDArray
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Header
+from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
+from trajectory_msgs.msg import JointTrajectoryPoint
+
+from vla_reasoner_ros.control.executor import ControllerState, ExecutorStatus
+from vla_reasoner_ros.control.trajectory import JointTrajectory
+from vla_reasoner_ros.data.images import ENCODINGS, decode_compressed, decode_image, encode_jpeg
+from vla_reasoner_ros.errors import (
+    ActionChunkError,
+    ConfigurationError,
+    ObservationError,
+    TrajectoryError,
+)
+from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
+from vla_reasoner_ros.msg import ControllerStatus as ControllerStatusMessage
+from vla_reasoner_ros.msg import Observation as ObservationMessage
+from vla_reasoner_ros.msg import SearchStatistics as SearchStatisticsMessage
+from vla_reasoner_ros.msg import SearchTree as SearchTreeMessage
+from vla_reasoner_ros.ros.clock import NANOSECONDS, to_nanoseconds, to_stamp
+from vla_reasoner_ros.search.statistics import SearchStatistics, Status, TreeSnapshot
+from vla_reasoner_ros.types import (
+    ActionChunk,
+    ActionSpec,
+    ChunkSource,
+    FloatArray,
+    GripperSpec,
+    Observation,
+)
+
+M = TypeVar("M")
+
+_SOURCES = {
+    ChunkSource.SEARCH: ActionChunkMessage.SOURCE_SEARCH,
+    ChunkSource.BLEND: ActionChunkMessage.SOURCE_BLEND,
+    ChunkSource.POLICY: ActionChunkMessage.SOURCE_POLICY,
+    ChunkSource.HOLD: ActionChunkMessage.SOURCE_HOLD,
+}
+_CDR_LITTLE_ENDIAN = 1
+_IMAGE_TYPES = {"image": Image, "compressed": CompressedImage}
+
+
+def header(stamp_ns: int, frame: str = "") -> Header:
+    """A header from nanoseconds and a frame."""
+    return Header(stamp=to_stamp(stamp_ns), frame_id=frame)
+
+
+# Images.
+
+
+def image_type(word: str) -> type:
+    """The message type that a contract's word, ``image`` or ``compressed``, means."""
+    return _IMAGE_TYPES[word]
+
+
+def image_from_message(message: Image | CompressedImage, topic: str) -> NDArray[np.uint8]:
+    """RGB pixels of an image message.
+
+    Encodings that are not in :data:`vla_reasoner_ros.data.images.ENCODINGS` are left to cv_bridge
+    where ROS 2's is installed.
+
+    Args:
+        message: the image.
+        topic: for the error text.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ObservationError: it cannot be decoded; see the decoders in ``data/images.py``.
+    """
+    if isinstance(message, CompressedImage):
+        return decode_compressed(message, topic)
+    if message.encoding not in ENCODINGS and message.height and message.width:
+        image = _by_cv_bridge(message, topic)
+        if image is not None:
+            return image
+    return decode_image(message, topic)
+
+
+def _by_cv_bridge(message: Image, topic: str) -> NDArray[np.uint8] | None:
+    try:
+        from cv_bridge import CvBridge, CvBridgeError
+    except ImportError:
+        return None
+    try:
+        return np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"), dtype=np.uint8)
+    except (CvBridgeError, TypeError, ValueError) as error:
+        raise ObservationError(
+            f"{topic}: encoding {message.encoding!r} cannot be converted: {error}"
+        ) from error
+
+
+def image_from_bytes(data: bytes, word: str, topic: str) -> NDArray[np.uint8]:
+    """RGB pixels of a serialized image message; see :func:`image_from_message`.
+
+    Args:
+        data: the serialized message (CDR), as a raw subscription gives it.
+        word: ``image`` or ``compressed``.
+        topic: for the error text.
+    """
+    return image_from_message(deserialize_message(data, image_type(word)), topic)
+
+
+def stamp_from_bytes(data: bytes, topic: str) -> int:
+    """The header's stamp, ns, of a serialized message that begins with a header.
+
+    The rest of the message stays as it is: an image that nobody will use costs nothing more.
+
+    Raises:
+        ObservationError: too short to be such a message.
+    """
+    if len(data) < 12:  # four bytes of encapsulation, sec, nanosec
+        raise ObservationError(f"{topic}: message of {len(data)} bytes has no header")
+    order = "<" if data[1] & _CDR_LITTLE_ENDIAN else ">"
+    seconds, nanoseconds = struct.unpack_from(order + "iI", data, 4)
+    return int(seconds) * NANOSECONDS + int(nanoseconds)
+
+
+def image_to_message(image: NDArray[np.uint8], stamp_ns: int, frame: str = "") -> Image:
+    """An ``rgb8`` message of an (H, W, 3) uint8 RGB image."""
+    height, width, channels = _require_rgb(image)
+    message = Image(
+        header=header(stamp_ns, frame),
+        height=height,
+        width=width,
+        encoding="rgb8",
+        is_bigendian=0,
+        step=width * channels,
+    )
+    message.data = _byte_array(np.ascontiguousarray(image).tobytes())
+    return message
+
+
+def compressed_to_message(
+    image: NDArray[np.uint8], stamp_ns: int, frame: str = "", quality: int = 90
+) -> CompressedImage:
+    """A JPEG message of an (H, W, 3) uint8 RGB image; ``quality`` is 1 to 100."""
+    _require_rgb(image)
+    message = CompressedImage(header=header(stamp_ns, frame), format="rgb8; jpeg compressed bgr8")
+    message.data = _byte_array(encode_jpeg(image, quality))
+    return message
+
+
+def _require_rgb(image: NDArray[np.uint8]) -> tuple[int, int, int]:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ObservationError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    height, width, channels = image.shape
+    return height, width, channels
+
+
+def _byte_array(data: bytes) -> array.array:
+    """What rclpy takes for ``uint8[]`` without looking at every element."""
+    return array.array("B", data)
+
+
+# Observations.
+
+
+def observation_to_message(observation: Observation) -> ObservationMessage:
+    """The message of an observation; a simulator's state travels on a topic of its own."""
+    stamp_ns = observation.stamp_ns
+    names = list(observation.images)
+    streams = list(observation.ages)
+    return ObservationMessage(
+        header=header(stamp_ns, observation.ee_frame),
+        image_names=names,
+        images=[image_to_message(observation.images[name], stamp_ns, name) for name in names],
+        joint_state=JointState(
+            header=header(stamp_ns),
+            name=list(observation.joint_names),
+            position=observation.joint_positions.tolist(),
+            velocity=observation.joint_velocities.tolist(),
+        ),
+        ee_pose=pose_to_message(observation.ee_position, observation.ee_quaternion),
+        gripper=float(observation.gripper),
+        instruction=observation.instruction,
+        stream_names=streams,
+        stream_ages=[float(observation.ages[name]) for name in streams],
+    )
+
+
+def observation_from_message(
+    message: ObservationMessage, simulator_state: FloatArray | None = None
+) -> Observation:
+    """The observation of a message.
+
+    Args:
+        message: the message.
+        simulator_state: the simulator's full state at the same stamp, where one is known.
+
+    Raises:
+        ObservationError: parallel arrays differ in length, or a part is unusable.
+    """
+    _require_parallel(message.image_names, message.images, "image_names", "images")
+    _require_parallel(message.stream_names, message.stream_ages, "stream_names", "stream_ages")
+    position, quaternion = pose_from_message(message.ee_pose)
+    return Observation(
+        stamp_ns=to_nanoseconds(message.header.stamp),
+        images={
+            name: decode_image(image, f"observation image {name}")
+            for name, image in zip(message.image_names, message.images, strict=True)
+        },
+        joint_names=tuple(message.joint_state.name),
+        joint_positions=np.array(message.joint_state.position),
+        joint_velocities=np.array(message.joint_state.velocity),
+        ee_position=position,
+        ee_quaternion=quaternion,
+        ee_frame=message.header.frame_id,
+        gripper=message.gripper,
+        instruction=message.instruction,
+        ages=dict(zip(message.stream_names, message.stream_ages, strict=True)),
+        simulator_state=simulator_state,
+    )
+
+
+def _require_parallel(first: Any, second: Any, first_name: str, second_name: str) -> None:
+    if len(first) != len(second):
+        raise ObservationError(
+            f"observation: {len(first)} {first_name} for {len(second)} {second_name}"
+        )
+
+
+def pose_to_message(position: FloatArray, quaternion: FloatArray) -> Pose:
+    """A pose from a position (3,), m, and a quaternion (4,), x y z w."""
+    x, y, z = (float(value) for value in position)
+    qx, qy, qz, qw = (float(value) for value in quaternion)
+    return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
+
+
+def pose_from_message(pose: Pose) -> tuple[FloatArray, FloatArray]:
+    """Position (3,), m, and quaternion (4,), x y z w."""
+    p, q = pose.position, pose.orientation
+    return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+
+
+# Action chunks.
+
+
+def chunk_to_message(chunk: ActionChunk, stamp_ns: int) -> ActionChunkMessage:
+    """The message of a chunk published at ``stamp_ns``."""
+    spec, gripper = chunk.spec, chunk.spec.gripper
+    message = ActionChunkMessage(
+        header=header(stamp_ns, spec.frame),
+        observation_stamp=to_stamp(chunk.observation_stamp_ns),
+        sequence=chunk.sequence,
+        representation=spec.representation.value,
+        names=list(spec.names),
+        dt=spec.dt,
+        steps=chunk.steps,
+        dimensions=spec.dimensions,
+        actions=chunk.actions.ravel().tolist(),
+        gripper_index=-1,
+        consumed=chunk.consumed,
+        source=_SOURCES[chunk.source],
+        confidence=float(chunk.confidence),
+    )
+    if gripper is not None:
+        message.gripper_index = gripper.index
+        message.gripper_open = float(gripper.open)
+        message.gripper_closed = float(gripper.closed)
+        message.gripper_binary = gripper.binary
+    return message
+
+
+def chunk_from_message(message: ActionChunkMessage) -> ActionChunk:
+    """The chunk of a message.
+
+    Raises:
+        ActionChunkError: the numbers contradict one another, are not finite, or a word is unknown.
+    """
+    sources = {number: source for source, number in _SOURCES.items()}
+    if message.source not in sources:
+        raise ActionChunkError(
+            f"action chunk: source {message.source} is unknown; known are {sorted(sources)}"
+        )
+    if len(message.names) != message.dimensions:
+        raise ActionChunkError(
+            f"action chunk: {len(message.names)} names for {message.dimensions} dimensions"
+        )
+    if len(message.actions) != message.steps * message.dimensions:
+        raise ActionChunkError(
+            f"action chunk: {len(message.actions)} numbers, expected {message.steps} steps x "
+            f"{message.dimensions} dimensions"
+        )
+    try:
+        spec = ActionSpec(
+            representation=message.representation,
+            names=tuple(message.names),
+            frame=message.header.frame_id,
+            dt=message.dt,
+            gripper=_gripper(message),
+        )
+    except (ConfigurationError, ValueError) as error:
+        raise ActionChunkError(f"action chunk: {error}") from error
+    return ActionChunk(
+        spec=spec,
+        actions=np.array(message.actions).reshape(message.steps, message.dimensions),
+        observation_stamp_ns=to_nanoseconds(message.observation_stamp),
+        sequence=message.sequence,
+        source=sources[message.source],
+        consumed=message.consumed,
+        confidence=message.confidence,
+    )
+
+
+def _gripper(message: ActionChunkMessage) -> GripperSpec | None:
+    if message.gripper_index == -1:
+        return None
+    return GripperSpec(
+        index=message.gripper_index,
+        open=message.gripper_open,
+        closed=message.gripper_closed,
+        binary=message.gripper_binary,
+    )
+
+
+# Joint trajectories.
+
+
+def trajectory_to_message(trajectory: JointTrajectory, stamp_ns: int) -> JointTrajectoryMessage:
+    """The message of a joint trajectory.
+
+    Args:
+        trajectory: the motion. Its first knot, at time 0, is left out: the controller that takes
+            the message is in that state already, and ``time_from_start`` must be positive.
+        stamp_ns: when the motion starts, at the knot that is left out; 0 means on arrival.
+    """
+    return JointTrajectoryMessage(
+        header=header(stamp_ns),
+        joint_names=list(trajectory.joint_names),
+        points=[
+            JointTrajectoryPoint(
+                positions=trajectory.positions[knot].tolist(),
+                velocities=trajectory.velocities[knot].tolist(),
+                accelerations=trajectory.accelerations[knot].tolist(),
+                time_from_start=_duration(trajectory.times[knot]),
+            )
+            for knot in range(1, len(trajectory.times))
+        ],
+    )
+
+
+def trajectory_from_message(message: JointTrajectoryMessage) -> JointTrajectory:
+    """The knots of a message, as they are: the first one at its own ``time_from_start``.
+
+    Raises:
+        TrajectoryError: no point, or a point lacks a number of some joint.
+    """
+    joints = len(message.joint_names)
+    if not message.points or not joints:
+        raise TrajectoryError(
+            f"joint trajectory: {len(message.points)} points for {joints} joints, expected some"
+        )
+    columns: dict[str, list[Any]] = {"positions": [], "velocities": [], "accelerations": []}
+    for index, point in enumerate(message.points):
+        for name, rows in columns.items():
+            row = getattr(point, name)
+            if len(row) != joints or not np.isfinite(row).all():
+                raise TrajectoryError(
+                    f"joint trajectory: point {index} has {name} {list(row)}, expected "
+                    f"{joints} finite numbers"
+                )
+            rows.append(row)
+    return JointTrajectory(
+        joint_names=tuple(message.joint_names),
+        times=np.array([to_nanoseconds(p.time_from_start) / NANOSECONDS for p in message.points]),
+        **{name: np.array(rows, dtype=np.float64) for name, rows in columns.items()},
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    whole, rest = divmod(round(float(seconds) * NANOSECONDS), NANOSECONDS)
+    return Duration(sec=whole, nanosec=rest)
+
+
+# Reports: messages whose fields are their dataclass's.
+
+
+def statistics_to_message(statistics: SearchStatistics, stamp_ns: int) -> SearchStatisticsMessage:
+    """The message of one decision's statistics, published at ``stamp_ns``."""
+    return _fill(
+        SearchStatisticsMessage,
+        statistics,
+        header=header(stamp_ns),
+        observation_stamp=to_stamp(statistics.observation_stamp_ns),
+    )
+
+
+def statistics_from_message(message: SearchStatisticsMessage) -> SearchStatistics:
+    """The statistics of a message."""
+    return _read(
+        SearchStatistics,
+        message,
+        observation_stamp_ns=to_nanoseconds(message.observation_stamp),
+        status=Status(message.status),
+        stage_names=tuple(message.stage_names),
+        stage_ms=tuple(message.stage_ms),
+    )
+
+
+def tree_to_message(
+    tree: TreeSnapshot, observation_stamp_ns: int, sequence: int, stamp_ns: int
+) -> SearchTreeMessage:
+    """The message of a search tree.
+
+    Args:
+        tree: the tree.
+        observation_stamp_ns: stamp of the observation decided on.
+        sequence: the chunk's sequence.
+        stamp_ns: now.
+    """
+    nodes, macro_steps, dimensions = tree.actions.shape
+    return _fill(
+        SearchTreeMessage,
+        tree,
+        header=header(stamp_ns),
+        observation_stamp=to_stamp(observation_stamp_ns),
+        sequence=sequence,
+        nodes=nodes,
+        macro_steps=macro_steps,
+        dimensions=dimensions,
+    )
+
+
+def tree_from_message(message: SearchTreeMessage) -> TreeSnapshot:
+    """The tree of a message, its states unknown (slots -1).
+
+    Raises:
+        ValueError: the arrays do not fit the numbers of nodes, steps and dimensions.
+    """
+    nodes = message.nodes
+    return TreeSnapshot(
+        parents=np.array(message.parents, dtype=np.int32),
+        visits=np.array(message.visits, dtype=np.int32),
+        values=np.array(message.values),
+        leaf_values=np.array(message.leaf_values),
+        priors=np.array(message.priors),
+        depths=np.array(message.depths, dtype=np.int32),
+        origins=tuple(message.origins),
+        actions=np.array(message.actions).reshape(nodes, message.macro_steps, message.dimensions),
+        slots=np.full(nodes, -1, dtype=np.int64),
+        ee_positions=np.array(message.ee_positions).reshape(-1, 3),
+    )
+
+
+def status_to_message(status: ExecutorStatus, stamp_ns: int) -> ControllerStatusMessage:
+    """The message of what the arm controller is doing, published at ``stamp_ns``."""
+    return _fill(ControllerStatusMessage, status, header=header(stamp_ns))
+
+
+def status_from_message(message: ControllerStatusMessage) -> ExecutorStatus:
+    """What the arm controller says it is doing."""
+    return _read(ExecutorStatus, message, state=ControllerState(message.state))
+
+
+def _fill(message_type: type[M], source: Any, **given: Any) -> M:
+    """A message whose fields are given, or attributes of the same name."""
+    names = message_type.get_fields_and_field_types()  # type: ignore[attr-defined]
+    return message_type(
+        **{n: given[n] if n in given else _plain(getattr(source, n)) for n in names}
+    )
+
+
+def _read(cls: type[M], message: Any, **given: Any) -> M:
+    """A dataclass whose attributes are given, or fields of the same name."""
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return cls(**{n: given[n] if n in given else _listed(getattr(message, n)) for n in names})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.ravel().tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, array.array) else value
