@@ -19,12 +19,11 @@ from torch.nn import functional
 
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.paths import models_directory
-from vla_reasoner_ros.training.frames import Frames, FrameSource, make_frames
+from vla_reasoner_ros.training.frames import Frames, FrameSource, make_frames, upright
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import load_into, load_model, save_model
 from vla_reasoner_ros.world_models.encoder import (
     MODEL_NAME,
-    SYMMETRY,
     Detection,
     Encoder,
     EncoderConfig,
@@ -78,26 +77,6 @@ class FrameSamples:
             "agent_points": torch.from_numpy(frames.agent_points[indices]),
             "wrist_points": torch.from_numpy(frames.wrist_points[indices]),
         }
-
-
-def upright(rotations: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """How a cube lies, whichever of its faces is down.
-
-    Args:
-        rotations: (..., 3, 3).
-
-    Returns:
-        (..., 2) cosine and sine of four times the yaw, and (...,) the vertical component of the
-        most upright axis.
-    """
-    vertical = np.abs(rotations[..., 2, :])
-    up = vertical.max(axis=-1)
-    # Any axis but the most upright one tells the yaw; they differ by quarter turns.
-    side = (vertical.argmax(axis=-1) + 1) % 3
-    axis = np.take_along_axis(rotations, side[..., None, None], axis=-1)[..., 0]
-    angle = SYMMETRY * np.arctan2(axis[..., 1], axis[..., 0])
-    yaw = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    return yaw.astype(np.float32), up.astype(np.float32)
 
 
 def sighting_loss(sighting: Sighting, points: Tensor) -> Tensor:

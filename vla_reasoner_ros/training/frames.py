@@ -22,7 +22,7 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.sim import scene
 from vla_reasoner_ros.sim.headless import mujoco
-from vla_reasoner_ros.world_models.encoder import LatentLayout
+from vla_reasoner_ros.world_models.encoder import SYMMETRY, LatentLayout
 
 SHARD = 500
 """Frames a file; the unit that an interrupted run loses at most."""
@@ -348,6 +348,26 @@ def project(
     points = np.stack([local[:, 0], -local[:, 1]], axis=-1) / (depth * reach)[:, None]
     seen = (local[:, 2] < 0.0) & (np.abs(points) < 1.0).all(axis=-1)
     return np.where(seen[:, None], points, np.nan).astype(np.float32)
+
+
+def upright(rotations: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How a cube lies, whichever of its faces is down.
+
+    Args:
+        rotations: (..., 3, 3).
+
+    Returns:
+        (..., 2) cosine and sine of four times the yaw, and (...,) the vertical component of the
+        most upright axis.
+    """
+    vertical = np.abs(rotations[..., 2, :])
+    up = vertical.max(axis=-1)
+    # Any axis but the most upright one tells the yaw; they differ by quarter turns.
+    side = (vertical.argmax(axis=-1) + 1) % 3
+    axis = np.take_along_axis(rotations, side[..., None, None], axis=-1)[..., 0]
+    angle = SYMMETRY * np.arctan2(axis[..., 1], axis[..., 0])
+    yaw = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    return yaw.astype(np.float32), up.astype(np.float32)
 
 
 def is_held(
