@@ -177,7 +177,7 @@ def _stem(path: str | Path) -> Path:
 def _storable(name: str, tensor: Any, half: bool) -> NDArray[Any]:
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().numpy()
-    array = np.ascontiguousarray(tensor)
+    array = np.asarray(tensor, order="C")
     if half and array.dtype == np.float32:
         with np.errstate(over="ignore"):
             array = array.astype(np.float16)
