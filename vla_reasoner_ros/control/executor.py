@@ -44,6 +44,7 @@ RAMP_DISTANCE = 0.05  # rad; a first absolute waypoint farther away is approache
 IMPOSSIBLE_SPEED = 3.0  # times the velocity limit: a joint that is read so fast has been moved
 IMPOSSIBLE_STEP = 0.1  # rad on top
 MOVING = 0.05  # rad/s; an arm that is read slower counts as standing
+REPEATED_REST = 0.1  # s; a repeated motion ends that much later, to be there before its end
 HISTORY = 4096  # joint states kept
 
 
@@ -470,12 +471,13 @@ class ChunkExecutor:
         """
         if not self.parameters.enable_control or self._motion is None or self._latched:
             return NOTHING
+        names, end = self.robot.joint_names, self._motion.trajectory.end.position
+        pause = self.parameters.motion.lead_time + REPEATED_REST
+        motion = resting(names, end, pause)
         if self._moving(now_ns):
             rest = self._motion.trajectory.from_time((now_ns - self._motion.start_ns) / NANOSECONDS)
-            return Commands(TimedTrajectory(now_ns, rest))
-        position = self._motion.trajectory.end.position
-        still = resting(self.robot.joint_names, position, self.parameters.watchdog.period)
-        return Commands(TimedTrajectory(now_ns, still))
+            motion = rest.then(rest.duration, motion)
+        return Commands(TimedTrajectory(now_ns, motion))
 
     def hold(self, now_ns: int, reason: str = "hold requested") -> Commands:
         """Decelerate to rest and refuse chunks until :meth:`release`."""

@@ -14,7 +14,8 @@ from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.errors import ConfigurationError, KinematicsError
 from vla_reasoner_ros.types import FloatArray
 
-MAX_ITERATIONS = 60
+MAX_ITERATIONS = 40
+STAGNATION = 6  # iterations without progress after which the pose counts as out of reach
 CONVERGED_POSITION = 1e-6  # m
 CONVERGED_ROTATION = 1e-5  # rad
 MAX_ITERATION_STEP = 0.3  # rad, keeps Newton steps inside the linearisation
@@ -62,6 +63,8 @@ class Kinematics:
         self._lower = robot.limits.position_min
         self._upper = robot.limits.position_max
         self._chain = _chain(self._model, self._data, self._frame, self._base)
+        _, offsets, _, tool = self._chain
+        self._reach = float(sum(np.linalg.norm(offset) for offset in (*offsets, tool)))
 
     def forward(self, joints: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The TCP pose at joint positions (J,): position (3,) and quaternion (4,) x y z w."""
@@ -137,6 +140,11 @@ class Kinematics:
             KinematicsError: the pose is not reached within the tolerances.
         """
         target_position = np.asarray(position, dtype=np.float64)
+        if not np.abs(target_position).max() <= self._reach:
+            raise KinematicsError(
+                f"{self.robot.name}: position {target_position.tolist()} m is out of reach, which "
+                f"is less than {self._reach:.3f} m"
+            )
         target_rotation = pin.Quaternion(np.asarray(quaternion, dtype=np.float64)).normalized()
         target_rotation = target_rotation.toRotationMatrix()
         joints = np.clip(np.asarray(seed, dtype=np.float64), self._lower, self._upper)
@@ -157,8 +165,10 @@ class Kinematics:
                 float(np.linalg.norm(error[3:])),
                 iteration,
             )
-            if _total(solution) < _total(best):
+            if _total(solution) < 0.99 * _total(best):
                 best = solution
+            elif iteration - best.iterations > STAGNATION:
+                break
             if (
                 best.position_error < CONVERGED_POSITION
                 and best.rotation_error < CONVERGED_ROTATION

@@ -9,6 +9,7 @@ commanded state to rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import solve_banded
@@ -74,22 +75,30 @@ class JointTrajectory:
 
     def sample(self, time: float) -> MotionState:
         """The state at ``time`` s; before the first knot and after the last, those knots."""
-        time = min(max(time, 0.0), self.duration)
-        index = min(max(int(np.searchsorted(self.times, time, side="right")) - 1, 0), self._last)
-        coefficients = _coefficients(self, slice(index, index + 1))[:, 0]
-        x = time - self.times[index]
-        return MotionState(
-            _horner(coefficients, x),
-            _horner(_derivative(coefficients), x),
-            _horner(_derivative(_derivative(coefficients)), x),
+        x = min(max(time, 0.0), self.duration)
+        index = min(max(int(np.searchsorted(self.times, x, side="right")) - 1, 0), self._last)
+        x -= float(self.times[index])
+        powers = np.array(
+            [
+                [1.0, x, x**2, x**3, x**4, x**5],
+                [0.0, 1.0, 2.0 * x, 3.0 * x**2, 4.0 * x**3, 5.0 * x**4],
+                [0.0, 0.0, 2.0, 6.0 * x, 12.0 * x**2, 20.0 * x**3],
+            ]
         )
+        position, velocity, acceleration = powers @ self._coefficients[:, index]
+        return MotionState(position, velocity, acceleration)
 
     def sample_positions(self, times: FloatArray) -> FloatArray:
         """Positions (M, J) at ascending ``times`` (M,) within the duration, s."""
         index = np.searchsorted(self.times, times, side="right") - 1
         np.clip(index, 0, self._last, out=index)
-        coefficients = _coefficients(self, slice(None))[:, index]
-        return _horner(coefficients, (times - self.times[index])[:, None])
+        return _horner(self._coefficients[:, index], (times - self.times[index])[:, None])
+
+    @cached_property
+    def _coefficients(self) -> FloatArray:
+        """Quintic coefficients (6, N - 1, J) in seconds, lowest power first."""
+        h = np.diff(self.times)
+        return _unit_coefficients(self) / h[None, :, None] ** np.arange(6.0)[:, None, None]
 
     def from_time(self, time: float) -> JointTrajectory:
         """What is left of the motion from ``time`` s on, its clock starting there."""
@@ -304,7 +313,7 @@ def _samples(
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Position, velocity, acceleration and jerk inside every interval, each (N, samples, J)."""
     h = np.diff(trajectory.times)[:, None]
-    scaled = _unit_coefficients(trajectory, slice(None))
+    scaled = _unit_coefficients(trajectory)
     by_segment = scaled.transpose(1, 0, 2)  # (N, 6, J), of time over h
     position = _POWERS @ by_segment
     first = by_segment[:, 1:] * np.arange(1.0, 6.0)[:, None]
@@ -347,48 +356,30 @@ def _worst(trajectory: JointTrajectory, limits: JointLimits) -> str:
     return max(texts)[1]
 
 
-def _unit_coefficients(trajectory: JointTrajectory, segments: slice) -> FloatArray:
-    """Quintic coefficients (6, N, J) in time over interval length, lowest power first."""
-    stop = None if segments.stop is None else segments.stop + 1
-    knots = slice(segments.start, stop)
-    h = np.diff(trajectory.times[knots])[:, None]
-    p, v, a = (
-        values[knots]
-        for values in (trajectory.positions, trajectory.velocities, trajectory.accelerations)
-    )
+def _unit_coefficients(trajectory: JointTrajectory) -> FloatArray:
+    """Quintic coefficients (6, N - 1, J) in time over interval length, lowest power first."""
+    h = np.diff(trajectory.times)[:, None]
+    p = trajectory.positions
+    v0, v1 = trajectory.velocities[:-1] * h, trajectory.velocities[1:] * h
+    a0, a1 = trajectory.accelerations[:-1] * h**2, trajectory.accelerations[1:] * h**2
     change = p[1:] - p[:-1]
-    v0, v1 = v[:-1] * h, v[1:] * h
-    a0, a1 = a[:-1] * h**2, a[1:] * h**2
-    return np.stack(
-        [
-            p[:-1],
-            v0,
-            0.5 * a0,
-            10.0 * change - 6.0 * v0 - 4.0 * v1 - 1.5 * a0 + 0.5 * a1,
-            -15.0 * change + 8.0 * v0 + 7.0 * v1 + 1.5 * a0 - a1,
-            6.0 * change - 3.0 * (v0 + v1) - 0.5 * (a0 - a1),
-        ]
-    )
+    coefficients = np.empty((6, *change.shape))
+    coefficients[0] = p[:-1]
+    coefficients[1] = v0
+    coefficients[2] = 0.5 * a0
+    coefficients[3] = 10.0 * change - 6.0 * v0 - 4.0 * v1 - 1.5 * a0 + 0.5 * a1
+    coefficients[4] = -15.0 * change + 8.0 * v0 + 7.0 * v1 + 1.5 * a0 - a1
+    coefficients[5] = 6.0 * change - 3.0 * (v0 + v1) - 0.5 * (a0 - a1)
+    return coefficients
 
 
-def _coefficients(trajectory: JointTrajectory, segments: slice) -> FloatArray:
-    """Quintic coefficients (6, N, J) in seconds, lowest power first."""
-    scaled = _unit_coefficients(trajectory, segments)
-    stop = None if segments.stop is None else segments.stop + 1
-    h = np.diff(trajectory.times[slice(segments.start, stop)])
-    return scaled / h[None, :, None] ** np.arange(6.0)[:, None, None]
-
-
-def _derivative(coefficients: FloatArray) -> FloatArray:
-    powers = np.arange(1.0, len(coefficients))
-    return coefficients[1:] * powers.reshape(-1, *[1] * (coefficients.ndim - 1))
-
-
-def _horner(coefficients: FloatArray, x: FloatArray | float) -> FloatArray:
-    value = coefficients[-1]
-    for coefficient in coefficients[-2::-1]:
-        value = value * x + coefficient
-    return np.asarray(value)
+def _horner(coefficients: FloatArray, x: FloatArray) -> FloatArray:
+    value = coefficients[-1] * x
+    for coefficient in coefficients[-2:0:-1]:
+        value += coefficient
+        value *= x
+    value += coefficients[0]
+    return value
 
 
 def _whole_nanoseconds(times: FloatArray) -> FloatArray:
