@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
 from vla_reasoner_ros.sim import scene, tasks
 from vla_reasoner_ros.sim.headless import explain, mujoco
 from vla_reasoner_ros.sim.inverse_kinematics import DifferentialInverseKinematics, rotate
+from vla_reasoner_ros.sim.joint_trajectory_controller import JointTrajectoryController
 from vla_reasoner_ros.types import (
     ActionSpec,
     FloatArray,
@@ -28,6 +31,7 @@ ACTION_SPEC = ActionSpec(
 OBSERVED_CAMERAS = ("agent", "wrist")
 IMAGE_SIZE = (96, 96)
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+_OWN_STATE = 27  # numbers of the servo, the gripper, the timer and the episode
 _TASK_NAMES = tuple(tasks.TASKS)
 
 
@@ -56,6 +60,8 @@ class World:
         self.data = mujoco.MjData(self.model)
         self._kinematics = DifferentialInverseKinematics(self.model, self.robot)
         self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
+        # OpenGL cannot be freed any more once the interpreter takes its modules down.
+        weakref.finalize(self, _close_all, self._renderers)
         self._index_model()
         self._physics_size = mujoco.mj_stateSize(self.model, _PHYSICS)
         fractions = np.arange(1, self._substeps + 1) / self._substeps
@@ -71,6 +77,12 @@ class World:
         self._task = tasks.TASKS[_TASK_NAMES[0]]
         self.unreachable_actions = 0
         """Actions since the reset whose target pose the arm could not reach within dt."""
+        self.controller = JointTrajectoryController(
+            self.robot.joint_names,
+            load_robot(scene.ROBOT, limits="full").limits,
+            self.robot.home,
+        )
+        """Takes joint trajectories for :meth:`advance`; its clock is :attr:`time_ns`."""
         self.reset(_TASK_NAMES[0], 0)
 
     def _index_model(self) -> None:
@@ -138,6 +150,7 @@ class World:
         data.ctrl[:7] = joints
         self._held_s = 0.0
         self.unreachable_actions = 0
+        self.controller.hold(joints, 0)
         self._refresh()
         return self.instruction
 
@@ -161,6 +174,11 @@ class World:
     def time(self) -> float:
         """Simulated seconds since the reset."""
         return float(self.data.time)
+
+    @property
+    def time_ns(self) -> int:
+        """Simulated nanoseconds since the reset."""
+        return round(self.time * 1e9)
 
     # -- acting -----------------------------------------------------------------------------
 
@@ -203,8 +221,45 @@ class World:
             data.ctrl[:7] = control
             mujoco.mj_step(model, data)
         self._commanded, self._commanded_rate = goal, rate
+        self.controller.hold(goal, self.time_ns)
         self._refresh()
         self._count_hold(dt)
+
+    def advance(self, duration_s: float) -> None:
+        """Let time pass while the arm follows :attr:`controller`.
+
+        The servo's target follows the commanded joints, so that :meth:`apply`, and what a world
+        model imagines, go on from there.
+
+        Args:
+            duration_s: a whole number of physics steps, s.
+
+        Raises:
+            ConfigurationError: not a whole number of physics steps.
+        """
+        model, data = self.model, self.data
+        step = model.opt.timestep
+        steps = round(duration_s / step)
+        if steps < 0 or abs(steps * step - duration_s) > 1e-9:
+            raise ConfigurationError(
+                f"advance: expected a multiple of the physics step of {step} s, got {duration_s} s"
+            )
+        if steps == 0:
+            return
+        ends = np.round((data.time + step * np.arange(1, steps + 1)) * 1e9).astype(np.int64)
+        before = self.controller.state
+        ticks, positions, velocities = self.controller.advance(int(ends[-1]))
+        positions = np.concatenate([before.position[None], positions])
+        velocities = np.concatenate([before.velocity[None], velocities])
+        latest = np.searchsorted(ticks, ends, side="right")
+        for control in positions[latest] + self._lead * velocities[latest]:
+            data.ctrl[:7] = control
+            mujoco.mj_step(model, data)
+        after = self.controller.state
+        self._commanded, self._commanded_rate = after.position, after.velocity
+        self._target_position, self._target_quaternion = self._kinematics.forward(after.position)
+        self._refresh()
+        self._count_hold(duration_s)
 
     def command_gripper(self, opening: float) -> None:
         """Command the fingers.
@@ -292,7 +347,8 @@ class World:
         """Everything that the future depends on.
 
         Returns:
-            (S,) MuJoCo's mjSTATE_INTEGRATION, then servo, gripper, hold timer and episode.
+            (S,) MuJoCo's mjSTATE_INTEGRATION, then servo, gripper, hold timer and episode; while a
+            joint trajectory runs, the state of ``controller`` follows.
         """
         physics = np.empty(self._physics_size)
         mujoco.mj_getState(self.model, self.data, physics, _PHYSICS)
@@ -310,7 +366,8 @@ class World:
                 self._held_out,
             ),
         )
-        return np.concatenate([physics, *own])
+        running = self.controller.get_state() if self.controller.active else ()
+        return np.concatenate([physics, *own, running])
 
     def set_state(self, state: FloatArray) -> None:
         """Return to a state of :meth:`get_state`; what follows repeats bit by bit.
@@ -319,19 +376,25 @@ class World:
             ConfigurationError: a state of another size, as another scene has.
         """
         state = np.asarray(state, dtype=np.float64)
-        size = self._physics_size + 27
-        if state.shape != (size,):
+        size = self._physics_size + _OWN_STATE
+        if state.ndim != 1 or len(state) < size:
             raise ConfigurationError(
-                f"simulator state: expected {size} numbers of this scene, got shape {state.shape}"
+                f"simulator state: expected {size} or more numbers of this scene, got shape "
+                f"{state.shape}"
             )
+        running = state[size:]
+        if len(running):
+            self.controller.set_state(running)
         mujoco.mj_setState(self.model, self.data, state[: self._physics_size], _PHYSICS)
-        own = state[self._physics_size :].copy()
+        own = state[self._physics_size : size].copy()
         self._commanded, self._commanded_rate = own[:7], own[7:14]
         self._target_position, self._target_quaternion = own[14:17], own[17:21]
         self._gripper, self._held_s = float(own[21]), float(own[22])
         self.unreachable_actions = int(own[23])
         self._task = tasks.TASKS[_TASK_NAMES[int(own[24])]]
         self._seed, self._held_out = int(own[25]), bool(own[26])
+        if not len(running):
+            self.controller.hold(self._commanded, self.time_ns)
         self._refresh()
 
     # -- seeing -----------------------------------------------------------------------------
@@ -384,7 +447,7 @@ class World:
         quaternion = np.empty(4)
         mujoco.mju_mat2Quat(quaternion, data.site_xmat[self._tcp])
         return Observation(
-            stamp_ns=round(self.time * 1e9) if stamp_ns is None else stamp_ns,
+            stamp_ns=self.time_ns if stamp_ns is None else stamp_ns,
             images={camera: self.render(camera, *IMAGE_SIZE) for camera in OBSERVED_CAMERAS},
             joint_names=self.robot.joint_names,
             joint_positions=data.qpos[:7].copy(),
@@ -398,10 +461,13 @@ class World:
         )
 
     def close(self) -> None:
-        """Free the renderers."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+        """Free the renderers; rendering again makes new ones."""
+        _close_all(self._renderers)
+
+
+def _close_all(renderers: dict[tuple[int, int], mujoco.Renderer]) -> None:
+    while renderers:
+        renderers.popitem()[1].close()
 
 
 def _hermite_basis(s: FloatArray, dt: float) -> tuple[FloatArray, FloatArray]:
