@@ -58,3 +58,23 @@ def with_unit_quaternions(spec: ActionSpec, actions: Floats) -> Floats:
     quaternion = actions[..., indices]
     actions[..., indices] = quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)
     return actions
+
+
+def product(left: Floats, right: Floats) -> Floats:
+    """Hamilton product: the rotation ``right``, then ``left``."""
+    x, y, z, w = np.moveaxis(left, -1, 0)
+    a, b, c, d = np.moveaxis(right, -1, 0)
+    return np.stack(
+        [
+            w * a + x * d + y * c - z * b,
+            w * b - x * c + y * d + z * a,
+            w * c + x * b - y * a + z * d,
+            w * d - x * a - y * b - z * c,
+        ],
+        axis=-1,
+    )
+
+
+def conjugate(quaternion: Floats) -> Floats:
+    """The inverse of unit quaternions."""
+    return quaternion * np.array([-1.0, -1.0, -1.0, 1.0])

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.search import rivals
-from vla_reasoner_ros.search.base import Models, doubted, evaluated
+from vla_reasoner_ros.search.base import Models, Proposals, doubted, evaluated
 from vla_reasoner_ros.search.budget import Budget, Stop
-from vla_reasoner_ros.search.candidates import CandidateSource
+from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
 from vla_reasoner_ros.search.gate import Verdict, ask
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.selection import rules_of
@@ -136,6 +136,23 @@ class Engine:
             outcome.calls = rollouts.calls
         outcome.simulations, outcome.stop = budget.done, budget.stop
         return outcome
+
+    def compile(self) -> None:
+        """Run every kernel once on a state that never changes; loads or fills the disk cache."""
+
+        def candidates(reference: Floats, count: int, rng: np.random.Generator) -> Proposals:
+            actions = np.repeat(reference[:, None], 1 + count, axis=1)
+            return Proposals(actions, np.zeros(actions.shape[:2]), (POLICY,) * (1 + count))
+
+        models = Models(
+            step=lambda parents, actions, children: None,
+            evaluate=lambda slots: np.zeros((1, len(slots))),
+            candidates=candidates,
+        )
+        segments = np.zeros((1, self.tree.action.shape[1]))
+        budget = Budget(self.parameters.simulations)
+        self.search(models, segments, budget, np.random.default_rng(0), Stages())
+        reset(self.tree)
 
     def reuse(self, top: int, reference: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Make an expanded node's subtree the tree; see :func:`re_root` for what is returned."""

@@ -81,6 +81,15 @@ class SearchStatistics:
     value: str = ""
     prior: str = ""
 
+    @property
+    def executed_id(self) -> int:
+        """The root candidate whose action drives the arm: the winner, or the policy's own."""
+        return self.chosen_id if self.deviated else 0
+
+    def fall_back(self, status: Status, reason: str) -> None:
+        """State that the decision is not a full search's, and why."""
+        self.status, self.fallback_reason = status, reason
+
 
 @dataclass(frozen=True)
 class TreeSnapshot:

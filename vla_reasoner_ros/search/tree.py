@@ -328,7 +328,9 @@ def re_root(
     tree.child[outer] = np.where(child >= 0, renamed[np.maximum(child, 0)], child)
     tree.child[0], tree.origin[0], tree.action[0] = NONE, origin, reference
     siblings = slice(1, 1 + len(kept_edges))
-    tree.prior[0] = max(float(tree.prior[siblings].max(initial=0.0)), np.finfo(np.float32).tiny)
+    tree.prior[0] = max(
+        float(tree.prior[siblings].max(initial=0.0)), float(np.finfo(np.float32).tiny)
+    )
     tree.prior[: siblings.stop] /= tree.prior[: siblings.stop].sum()
     tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), position
     return kept.astype(np.int64), np.arange(1, 1 + len(kept), dtype=np.int64)
@@ -346,5 +348,5 @@ def settle_root(tree: Tree, value: float, discount: float, best_child: bool) -> 
     tree.mean[0] = (value + visits @ (discount * tree.mean[children])) / total
     tree.square[0] = (value**2 + visits @ (discount**2 * tree.square[children])) / total
     tree.value[0] = values.max() if best_child and len(children) else tree.mean[0]
-    seen = tree.value[: tree.counters[NODES]]
-    tree.bounds[0], tree.bounds[1] = float(seen.min()), float(seen.max())
+    seen: Floats = tree.value[: tree.counters[NODES]]
+    tree.bounds[0], tree.bounds[1] = float(np.min(seen)), float(np.max(seen))

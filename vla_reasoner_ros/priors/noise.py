@@ -1,0 +1,58 @@
+"""Gaussian noise on macro-actions that leans the same way for all of their actions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_reasoner_ros.errors import ConfigurationError
+
+Floats = NDArray[np.float64]
+
+
+class MacroNoise:
+    """Zero-mean Gaussian over (M, T), equally correlated between any two actions.
+
+    Covariance of one dimension over the M actions: ``std**2 ((1 - c) I + c 1 1^T)``.
+
+    Args:
+        std: (T,) standard deviation of each action's displacement.
+        correlation: c, in [0, 1).
+
+    Raises:
+        ConfigurationError: a correlation that makes the covariance singular.
+    """
+
+    def __init__(self, std: Floats, correlation: float) -> None:
+        if not 0.0 <= correlation < 1.0:
+            raise ConfigurationError(
+                f"noise: correlation must be in [0, 1), got {correlation}; at 1 the covariance is "
+                "singular"
+            )
+        self.std = std
+        self.correlation = correlation
+
+    def sample(self, shape: tuple[int, ...], steps: int, rng: np.random.Generator) -> Floats:
+        """Draw (..., M, T), where ``shape`` leads."""
+        size = len(self.std)
+        shared = rng.standard_normal((*shape, 1, size))
+        own = rng.standard_normal((*shape, steps, size))
+        own *= math.sqrt(1.0 - self.correlation) * self.std
+        own += shared * (math.sqrt(self.correlation) * self.std)
+        return own
+
+    def log_density(self, values: Floats) -> Floats:
+        """(...,) of values (..., M, T), normalised."""
+        steps, size = values.shape[-2:]
+        c = self.correlation
+        scaled = values / self.std
+        squares = np.einsum("...mt,...mt->...", scaled, scaled)
+        sums = scaled.sum(-2)
+        share = c / (1.0 + (steps - 1) * c)
+        quadratic = (squares - share * np.einsum("...t,...t->...", sums, sums)) / (1.0 - c)
+        log_determinant = size * (
+            (steps - 1) * math.log(1.0 - c) + math.log(1.0 + (steps - 1) * c)
+        ) + 2.0 * steps * float(np.log(self.std).sum())
+        return -0.5 * (quadratic + log_determinant + steps * size * math.log(2.0 * math.pi))

@@ -1,0 +1,444 @@
+"""The library's front door: observation in, decision out, whatever happens, and it says why.
+
+The chain of fallbacks: the searched chunk, the policy's own chunk, hold. Each step down stands in
+the statistics, and the next decision starts clean.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_reasoner_ros.errors import ModelError
+from vla_reasoner_ros.foresight import Foresight, distance_to
+from vla_reasoner_ros.hold import hold
+from vla_reasoner_ros.policies.base import Policy
+from vla_reasoner_ros.priors.base import Prior
+from vla_reasoner_ros.search.base import Models, Proposals, Propose
+from vla_reasoner_ros.search.blend import blend
+from vla_reasoner_ros.search.budget import Budget, Pace, Stop
+from vla_reasoner_ros.search.decide import candidates_of, choose_root, line_from
+from vla_reasoner_ros.search.drift import DriftMonitor, commanded
+from vla_reasoner_ros.search.engine import Engine, Outcome
+from vla_reasoner_ros.search.parameters import SearchParameters
+from vla_reasoner_ros.search.stages import Stages
+from vla_reasoner_ros.search.statistics import (
+    SearchStatistics,
+    Status,
+    TreeSnapshot,
+    record_tree,
+    snapshot,
+)
+from vla_reasoner_ros.types import ActionChunk, ChunkSource, Decision, Observation
+from vla_reasoner_ros.values.base import Value
+from vla_reasoner_ros.world_models.base import WorldModel
+
+Floats = NDArray[np.float64]
+
+
+class _Imagination(NamedTuple):
+    """What a search needs beside the policy."""
+
+    world_model: WorldModel
+    value: Value
+    prior: Prior
+
+
+class Reasoner:
+    """Search on top of a frozen policy.
+
+    Args:
+        policy: proposes one chunk per decision.
+        world_model: imagines; without it, a value or a prior the policy drives alone.
+        value: scores what was imagined.
+        prior: draws the candidates.
+        parameters: the search's.
+        seed: together with ``parameters.seed``, each decision's number and its observation's stamp
+            it fixes all random numbers.
+
+    Raises:
+        ConfigurationError: components of different action conventions, a value that cannot read the
+            world model's states, or parameters that the chunk cannot serve.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        world_model: WorldModel | None,
+        value: Value | None,
+        prior: Prior | None,
+        parameters: SearchParameters | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._policy = policy
+        self._imagination: _Imagination | None = None
+        if world_model is not None and value is not None and prior is not None:
+            spec = policy.spec.action
+            spec.require_same(world_model.spec, "policy", "world model")
+            spec.require_same(prior.spec, "policy", "prior")
+            value.bind(world_model)
+            self._imagination = _Imagination(world_model, value, prior)
+        self._seed = seed
+        self._lock = threading.RLock()
+        self._interrupted = threading.Event()
+        self._wave_pace, self._finish_pace = Pace(), Pace()
+        self._configure(parameters or SearchParameters())
+        self.reset()
+
+    @property
+    def parameters(self) -> SearchParameters:
+        """The parameters in force."""
+        return self._parameters
+
+    def set_parameters(self, parameters: SearchParameters) -> None:
+        """Change the parameters between two decisions; waits for the one under way.
+
+        Raises:
+            ConfigurationError: the chunk or the world model cannot serve them; the old ones stay.
+        """
+        with self._lock:
+            if parameters != self._parameters:
+                self._configure(parameters)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode: forget the last one, count decisions from 1, optionally reseed."""
+        with self._lock:
+            self._seed = self._seed if seed is None else seed
+            self._sequence = 0
+            self._foresight: Foresight | None = None
+            self._last_chunk: ActionChunk | None = None
+            self._drift.reset()
+            self._policy.reset()
+
+    def interrupt(self) -> None:
+        """End the search under way, from another thread: it answers with the best so far."""
+        self._interrupted.set()
+
+    def warm_up(self, observation: Observation | None = None) -> None:
+        """Compile the kernels and, given an observation, run every model once; then forget it.
+
+        Args:
+            observation: one like those to come.
+
+        Raises:
+            ModelError: the policy or, where there is one, the search cannot decide on it.
+        """
+        with self._lock:
+            if self._engine is not None:
+                self._engine.compile()
+            if observation is not None:
+                statistics = self.decide(observation, deadline_s=math.inf).statistics
+                if statistics.status in (Status.POLICY, Status.HOLD):
+                    raise ModelError(f"warm-up: {statistics.fallback_reason}")
+            self._wave_pace, self._finish_pace = Pace(), Pace()
+            self.reset()
+
+    def decide(
+        self,
+        observation: Observation,
+        deadline_s: float | None = None,
+        actions_consumed: Callable[[], int] | None = None,
+    ) -> Decision:
+        """Decide what to do.
+
+        Args:
+            observation: what is seen now.
+            deadline_s: seconds allowed from now; None takes ``deadline_ms`` of the parameters.
+                Without time to search the answer is the policy's chunk.
+            actions_consumed: asked at the end for the actions of the new chunk that fell due
+                meanwhile.
+
+        Raises:
+            ObservationError: the policy failed, and the observation lacks what holding needs.
+        """
+        with self._lock:
+            started, stages = time.perf_counter(), Stages()
+            if deadline_s is None and self._parameters.deadline_ms > 0.0:
+                deadline_s = self._parameters.deadline_ms * 1e-3
+            limited = deadline_s is not None and math.isfinite(deadline_s)
+            deadline = started + deadline_s if deadline_s is not None and limited else None
+            self._interrupted.clear()
+            self._sequence += 1
+            statistics = self._blank_statistics(observation)
+            proposals = self._propose(observation, stages, statistics)
+            chunk, tree = self._reason(observation, proposals, deadline, stages, statistics)
+            chunk = replace(chunk, consumed=actions_consumed() if actions_consumed else 0)
+            self._look_ahead(observation, chunk, tree is not None, statistics)
+            self._last_chunk = chunk
+            ended = time.perf_counter()
+            if tree is not None:
+                self._finish_pace.measured(ended - stages.last)
+            statistics.stage_ms = stages.milliseconds
+            statistics.time_ms = 1e3 * (ended - started)
+            if deadline is not None:
+                statistics.budget_ms = 1e3 * (deadline - started)
+                statistics.deadline_missed = ended > deadline
+            return Decision(chunk, proposals[0] if proposals else None, statistics, tree)
+
+    def _configure(self, parameters: SearchParameters) -> None:
+        engine = None
+        if self._imagination is not None and parameters.enabled:
+            world_model, spec = self._imagination.world_model, self._policy.spec
+            parameters.require_chunk(spec.horizon, world_model.macro_steps)
+            engine = Engine(parameters, world_model.macro_steps, spec.action)
+            # One state more than the tree has: where the commanded macro-action leads.
+            world_model.allocate(engine.capacity + 1)
+        self._parameters, self._engine = parameters, engine
+        self._drift = DriftMonitor(parameters.drift)
+        self._foresight = None
+
+    def _blank_statistics(self, observation: Observation) -> SearchStatistics:
+        entropy = [self._parameters.seed, self._seed, self._sequence, observation.stamp_ns % 2**64]
+        parts = self._imagination
+        return SearchStatistics(
+            observation_stamp_ns=observation.stamp_ns,
+            sequence=self._sequence,
+            seed=int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]),
+            simulations_budget=self._parameters.simulations,
+            margin_required=self._parameters.margin,
+            policy=self._policy.spec.name,
+            world_model=parts.world_model.name if parts else "",
+            value=parts.value.name if parts else "",
+            prior=parts.prior.name if parts else "",
+        )
+
+    def _propose(
+        self, observation: Observation, stages: Stages, statistics: SearchStatistics
+    ) -> list[ActionChunk]:
+        """The policy's chunks, the best first; none when it failed."""
+        wanted = self._imagination.prior.proposals if self._engine and self._imagination else 1
+        try:
+            proposals = list(self._policy.propose(observation, wanted))
+            if not proposals:
+                raise ModelError("it proposed nothing")
+            for chunk in proposals:
+                self._policy.spec.action.require_same(chunk.spec, "its spec", "its chunk")
+        except Exception as error:  # A policy may fail in any way.
+            statistics.fall_back(Status.HOLD, f"policy: {_told(error)}")
+            proposals = []
+        stages.lap("policy")
+        return [
+            replace(
+                chunk,
+                observation_stamp_ns=observation.stamp_ns,
+                sequence=self._sequence,
+                source=ChunkSource.POLICY,
+                confidence=1.0,
+            )
+            for chunk in proposals
+        ]
+
+    def _reason(
+        self,
+        observation: Observation,
+        proposals: list[ActionChunk],
+        deadline: float | None,
+        stages: Stages,
+        statistics: SearchStatistics,
+    ) -> tuple[ActionChunk, TreeSnapshot | None]:
+        """The chunk to execute, and the tree when one was searched; goes down the fallbacks."""
+        foresight, self._foresight = self._foresight, None
+        if not proposals:
+            chunk = hold(self._policy.spec.action, self._policy.spec.horizon, observation)
+            return replace(chunk, sequence=self._sequence), None
+        engine, parts = self._engine, self._imagination
+        if engine is None or parts is None:
+            reason = "the parameters leave the search out"
+            if parts is None:
+                reason = "there are no models to search with"
+            statistics.fall_back(Status.SKIPPED, reason)
+            return proposals[0], None
+        if deadline is not None and stages.last + self._finish_pace.seconds >= deadline:
+            statistics.fall_back(Status.POLICY, "the deadline left no time to search")
+            return proposals[0], None
+        try:
+            return self._search(
+                engine, parts, observation, proposals, foresight, deadline, stages, statistics
+            )
+        except Exception as error:  # So may the other models; the policy's chunk is still good.
+            statistics.deviated, statistics.alpha = False, 1.0
+            statistics.fall_back(Status.POLICY, _told(error))
+            return proposals[0], None
+
+    def _search(
+        self,
+        engine: Engine,
+        parts: _Imagination,
+        observation: Observation,
+        proposals: list[ActionChunk],
+        foresight: Foresight | None,
+        deadline: float | None,
+        stages: Stages,
+        statistics: SearchStatistics,
+    ) -> tuple[ActionChunk, TreeSnapshot | None]:
+        parameters = self._parameters
+        world_model, value, prior = parts
+        world_model.encode(observation)
+        value.begin(observation)
+        dt, steps = self._policy.spec.action.dt, engine.macro_steps
+        if foresight is not None and not foresight.is_due(observation, steps * dt, dt / 2):
+            foresight = None
+        statistics.drift = distance_to(world_model, foresight.slot if foresight else None)
+        statistics.drift_tripped = self._drift.update(statistics.drift)
+        stages.lap("encode")
+        if statistics.drift_tripped:
+            reason = f"drift: {statistics.drift:.3g} between the imagined and the seen state"
+            statistics.fall_back(Status.POLICY, reason)
+            return proposals[0], None
+        prior.begin(proposals)
+        segments = _segments(proposals[0], steps)
+        if parameters.reuse and foresight is not None:
+            statistics.tree_reused = _reuse(
+                engine, world_model, foresight, segments[0], parameters.reuse_distance
+            )
+        stages.lap("prior")
+        outcome = engine.search(
+            Models(
+                world_model.step,
+                value.evaluate,
+                with_reference(prior),
+                world_model.uncertainty if parameters.uncertainty_limit > 0.0 else None,
+            ),
+            segments,
+            Budget(
+                parameters.simulations,
+                deadline,
+                self._wave_pace,
+                self._finish_pace.seconds,
+                self._interrupted.is_set,
+            ),
+            np.random.default_rng(statistics.seed),
+            stages,
+            keep_tree=statistics.tree_reused,
+        )
+        return self._conclude(engine, outcome, proposals[0], statistics), snapshot(engine)
+
+    def _conclude(
+        self,
+        engine: Engine,
+        outcome: Outcome,
+        own: ActionChunk,
+        statistics: SearchStatistics,
+    ) -> ActionChunk:
+        """From the searched tree to the chunk, by decision rule, margin and blend."""
+        parameters = self._parameters
+        root = candidates_of(engine.tree, 0, parameters.discount)
+        record_tree(statistics, engine, root)
+        statistics.simulations, statistics.simulations_budget = outcome.simulations, outcome.allowed
+        statistics.world_model_calls = outcome.calls
+        statistics.gate = outcome.verdict.value
+        if outcome.simulations == 0:
+            statistics.fall_back(Status.POLICY, f"{outcome.stop.value} before the first simulation")
+            return own
+        if outcome.stop is Stop.GATE:
+            statistics.fall_back(Status.SKIPPED, "the gate expects no gain from searching")
+        elif outcome.stop is not Stop.SIMULATIONS:
+            done = f"after {outcome.simulations} of {outcome.allowed} simulations"
+            statistics.fall_back(Status.DEADLINE, f"{outcome.stop.value} {done}")
+        choice = choose_root(engine, root)
+        statistics.chosen_id, statistics.chosen_value = choice.winner, choice.value
+        statistics.policy_value, statistics.margin = choice.policy_value, choice.margin
+        if not choice.deviates or parameters.shadow:
+            return own
+        plan = line_from(engine, choice.winner, parameters.executed)[: own.steps]
+        rule = parameters.gripper_rule
+        chunk = replace(
+            own,
+            actions=blend(own.spec, own.actions, plan, parameters.alpha, rule),
+            source=ChunkSource.SEARCH if parameters.alpha == 0.0 else ChunkSource.BLEND,
+            confidence=choice.confidence,
+        )
+        statistics.deviated, statistics.alpha = True, parameters.alpha
+        return chunk
+
+    def _look_ahead(
+        self,
+        observation: Observation,
+        chunk: ActionChunk,
+        searched: bool,
+        statistics: SearchStatistics,
+    ) -> None:
+        """Imagine what the next observation should show, for the drift monitor and reuse."""
+        engine, parts = self._engine, self._imagination
+        if engine is None or parts is None or not (searched or statistics.drift_tripped):
+            return
+        node = slot = None
+        if searched and statistics.root_visits > 1:
+            tree = engine.tree
+            node = int(tree.child[tree.first_edge[0] + statistics.executed_id])
+        if node is not None and chunk.consumed == 0 and chunk.source is not ChunkSource.BLEND:
+            slot = node
+        elif self._parameters.drift.threshold > 0.0:
+            actions = commanded(self._last_chunk, chunk, engine.macro_steps)
+            if actions is not None:
+                slot = engine.capacity
+                macro = actions[None].astype(np.float32)
+                try:
+                    parts.world_model.step(np.zeros(1, np.int64), macro, np.array([slot]))
+                except Exception as error:  # The decision stands; only the comparison is lost.
+                    slot = None
+                    statistics.fallback_reason += f" drift monitor: {_told(error)}"
+        self._foresight = Foresight(observation, slot, node)
+
+
+def _reuse(
+    engine: Engine,
+    world_model: WorldModel,
+    foresight: Foresight,
+    reference: Floats,
+    limit: float,
+) -> bool:
+    """Make the chosen child's subtree the tree if its state was imagined right; whether it was."""
+    node = foresight.node
+    if node is None or engine.tree.first_edge[node] < 0:
+        return False
+    if distance_to(world_model, node) > limit:
+        return False
+    world_model.copy(*engine.reuse(node, reference))
+    return True
+
+
+def with_reference(prior: Prior) -> Propose:
+    """The search's candidates from a prior: the reference itself, then the prior's draws."""
+
+    def candidates(reference: Floats, count: int, rng: np.random.Generator) -> Proposals:
+        drawn = prior.sample(reference, count, rng)
+        own = reference[:, None]
+        density = prior.log_density(own, reference)
+        if drawn.actions.shape[:1] + drawn.actions.shape[2:] != reference.shape:
+            raise ModelError(
+                f"prior: expected ({len(reference)}, {count}, *{reference.shape[1:]}) actions, got "
+                f"{drawn.actions.shape}"
+            )
+        return Proposals(
+            np.concatenate([own, drawn.actions], axis=1),
+            np.concatenate([density, drawn.log_density], axis=1),
+            ("policy", *drawn.origins),
+        )
+
+    return candidates
+
+
+def _segments(chunk: ActionChunk, steps: int) -> Floats:
+    """(S, M * D) the chunk cut into whole macro-actions."""
+    count = chunk.steps // steps
+    if count == 0:
+        raise ModelError(
+            f"policy: a chunk of {chunk.steps} actions is shorter than a macro-action of {steps}"
+        )
+    return chunk.actions[: count * steps].reshape(count, -1)
+
+
+def _told(error: Exception) -> str:
+    """An error in one line: its own words, and its type where the package did not raise it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ModelError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
