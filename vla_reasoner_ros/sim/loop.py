@@ -92,7 +92,7 @@ class SimulationLoop:
         self._ending = False
         self._time_ns = NANOSECONDS
         self._episode = 0
-        self._since_frames = self._frame_ticks
+        self._since_frames, self._said = self._frame_ticks, 0.0
         self._pacer = Pacer(parameters, TICK_NS, self._time_ns, time.monotonic())
         self._thread = threading.Thread(target=self._run, name="simulation", daemon=True)
         self._ready: Future[None] = Future()
@@ -212,17 +212,18 @@ class SimulationLoop:
             if not self._work.empty():
                 return
         if not ticks:
-            pause = self._pacer.wait(self._time_ns, time.monotonic())
-            if not self._sleep(min(pause, REPEAT_S)) and self._pacer.standing(self._time_ns):
+            now = time.monotonic()
+            repeat = self._said + REPEAT_S - now
+            self._sleep(max(0.0, min(self._pacer.wait(self._time_ns, now), repeat)))
+            if repeat <= 0.0 and self._pacer.standing(self._time_ns):
                 self._publish(world)
 
     def _publish(self, world: World) -> None:
-        self._since_frames = 0
+        self._since_frames, self._said = 0, time.monotonic()
         self._outputs.tick(world, self._time_ns)
         self._outputs.frames(world, self._time_ns)
 
-    def _sleep(self, seconds: float) -> bool:
-        """Sleep until there is work, at most so long; whether there is."""
-        woken = self._wake.wait(seconds)
+    def _sleep(self, seconds: float) -> None:
+        """Sleep until there is work, at most so long."""
+        self._wake.wait(seconds)
         self._wake.clear()
-        return woken

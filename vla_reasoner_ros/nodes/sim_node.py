@@ -1,0 +1,259 @@
+"""MuJoCo in the place of cameras and arm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rclpy.clock import Clock as RosClock
+from rclpy.clock_type import ClockType
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from std_msgs.msg import Float64
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_reasoner_ros.errors import ConfigurationError, VlaReasonerError
+from vla_reasoner_ros.msg import SimulatorState
+from vla_reasoner_ros.parameters import parameter
+from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.clock import to_nanoseconds, to_stamp
+from vla_reasoner_ros.ros.conversions import compressed_to_message, header, image_to_message
+from vla_reasoner_ros.ros.diagnostics import Level, Report
+from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
+from vla_reasoner_ros.sim.joint_trajectory_controller import TrajectoryMessage, TrajectoryPoint
+from vla_reasoner_ros.sim.loop import LoopParameters, SimulationLoop
+from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.srv import ResetEpisode
+
+ANSWER_S = 20.0
+"""Wall-clock seconds that the loop may take to answer."""
+CAMERAS = ("agent", "wrist", "overview")
+
+
+@dataclass(frozen=True)
+class SimParameters(BaseParameters, LoopParameters):
+    """The simulated robot and its scene."""
+
+    image_width: int = parameter(
+        96, "Width of agent and wrist images.", unit="px", minimum=16, maximum=1280, read_only=True
+    )
+    image_height: int = parameter(
+        96, "Height of agent and wrist images.", unit="px", minimum=16, maximum=960, read_only=True
+    )
+    overview_width: int = parameter(
+        480, "Width of overview images.", unit="px", minimum=16, maximum=1280, read_only=True
+    )
+    overview_height: int = parameter(
+        360, "Height of overview images.", unit="px", minimum=16, maximum=960, read_only=True
+    )
+    finger_joints: tuple[str, ...] = parameter(
+        ("fr3_finger_joint1", "fr3_finger_joint2"),
+        "Names of the two fingers in joint_states.",
+        read_only=True,
+    )
+
+
+class SimNode(LifecycleNode[SimParameters]):
+    """Wires a :class:`SimulationLoop` to topics and a service."""
+
+    parameters_class = SimParameters
+
+    def configure(self) -> None:
+        """Build the scene; time stands still until activation."""
+        if len(self.parameters.finger_joints) != 2:
+            raise ConfigurationError(
+                f"parameter finger_joints: expected 2 names, got {self.parameters.finger_joints}"
+            )
+        self._refused = ""
+        self._time = self.create_lifecycle_publisher(Clock, "/clock", qos.CLOCK)
+        self._joint_states = self.create_lifecycle_publisher(JointState, "joint_states", qos.STATE)
+        self._states = self.create_lifecycle_publisher(SimulatorState, "simulator_state", qos.STATE)
+        images = qos.sensor("reliable", 2)
+        self._images, self._jpegs, self._infos = {}, {}, {}
+        for name in CAMERAS:
+            topic = f"{name}/image_raw"
+            self._images[name] = self.create_lifecycle_publisher(Image, topic, images)
+            self._jpegs[name] = self.create_lifecycle_publisher(
+                CompressedImage, f"{topic}/compressed", images
+            )
+            self._infos[name] = self.create_lifecycle_publisher(
+                CameraInfo, f"{name}/camera_info", images
+            )
+        self._loop = SimulationLoop(self.parameters, self)
+        self._loop.start()
+        self.create_subscription(
+            JointTrajectory,
+            "joint_trajectory",
+            self.guarded("joint_trajectory", self._command),
+            qos.COMMAND,
+            callback_group=self.work,
+        )
+        self.create_subscription(
+            Float64,
+            "gripper_command",
+            self.guarded("gripper_command", self._grip),
+            qos.COMMAND,
+            callback_group=self.work,
+        )
+        self.create_service(ResetEpisode, "~/reset", self._reset, callback_group=self.work)
+        self.diagnostics.add("simulation", self._report)
+
+    def activate(self) -> None:
+        """Let time pass."""
+        self._loop.resume()
+
+    def deactivate(self) -> None:
+        """Let time stand still."""
+        self._loop.pause()
+
+    def teardown(self) -> None:
+        """Free the scene."""
+        self.diagnostics.remove("simulation")
+        if hasattr(self, "_loop"):
+            self._loop.stop()
+            del self._loop
+
+    # Called by the loop, in its thread.
+
+    def tick(self, world: World, stamp_ns: int) -> None:
+        """Publish clock and joint states."""
+        self._time.publish(Clock(clock=to_stamp(stamp_ns)))
+        data = world.data
+        self._joint_states.publish(
+            JointState(
+                header=header(stamp_ns),
+                name=[*world.robot.joint_names, *self.parameters.finger_joints],
+                position=data.qpos[:9].tolist(),
+                velocity=data.qvel[:9].tolist(),
+            )
+        )
+
+    def frames(self, world: World, stamp_ns: int) -> None:
+        """Publish the state, and the images that someone listens to."""
+        self._states.publish(
+            SimulatorState(
+                header=header(stamp_ns),
+                task=world.task,
+                seed=world.seed,
+                episode=self._loop.episode,
+                state=world.get_state().tolist(),
+                progress=world.progress(),
+                success=world.success(),
+            )
+        )
+        for name in CAMERAS:
+            raw = self._images[name].get_subscription_count()
+            compressed = self._jpegs[name].get_subscription_count()
+            width, height = self._size(name)
+            if raw or compressed:
+                image = world.render(name, height, width)
+                if raw:
+                    self._images[name].publish(image_to_message(image, stamp_ns, name))
+                if compressed:
+                    self._jpegs[name].publish(compressed_to_message(image, stamp_ns, name))
+            if self._infos[name].get_subscription_count():
+                fovy = math.radians(float(world.model.camera(name).fovy[0]))
+                self._infos[name].publish(_camera_info(fovy, width, height, stamp_ns, name))
+
+    def failed(self, error: Exception) -> None:
+        """The simulation broke: nothing may go on as if it had not."""
+
+        def end() -> None:
+            raise error  # in a callback it ends the process
+
+        steady = RosClock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(0.01, end, callback_group=self.work, clock=steady)
+
+    # Called by the executor.
+
+    def _command(self, message: JointTrajectory) -> None:
+        def accept(world: World) -> str:
+            offset_ns = self._loop.time_ns - world.time_ns
+            refused = world.controller.accept(_from_message(message, offset_ns))
+            if refused is not None:
+                return refused.value
+            self._loop.trajectory_accepted()
+            return ""
+
+        self._refused = self._loop.submit(accept).result(ANSWER_S)
+        if self._refused:
+            raise VlaReasonerError(f"trajectory refused: {self._refused}")
+
+    def _grip(self, message: Float64) -> None:
+        self._loop.submit(lambda world: world.command_gripper(message.data)).result(ANSWER_S)
+
+    def _reset(
+        self, request: ResetEpisode.Request, response: ResetEpisode.Response
+    ) -> ResetEpisode.Response:
+        try:
+            response.instruction = self._loop.reset(request.task, request.seed).result(ANSWER_S)
+            response.success = True
+        except (VlaReasonerError, TimeoutError) as error:
+            response.message = str(error) or "the simulation does not answer"
+        return response
+
+    def _report(self) -> Report:
+        def read(world: World) -> dict[str, object]:
+            controller = world.controller
+            return {
+                "task": world.task,
+                "seed": world.seed,
+                "episode": self._loop.episode,
+                "simulated time": self._loop.time_ns / 1e9,
+                "trajectories accepted": controller.accepted,
+                "trajectories refused": sum(controller.rejections.values()),
+                "limit violations": sum(controller.violations.values()),
+                **{f"refused: {why.value}": n for why, n in controller.rejections.items()},
+                **{f"violation: {what}": n for what, n in controller.violations.items()},
+            }
+
+        values = self._loop.submit(read).result(ANSWER_S)
+        if values["trajectories refused"] or values["limit violations"]:
+            return Report(Level.WARN, "a command was refused or broke a limit", values)
+        return Report(Level.OK, "running", values)
+
+    def _size(self, camera: str) -> tuple[int, int]:
+        given = self.parameters
+        if camera == "overview":
+            return given.overview_width, given.overview_height
+        return given.image_width, given.image_height
+
+
+def _from_message(message: JointTrajectory, offset_ns: int) -> TrajectoryMessage:
+    """The controller's message; its clock is ``offset_ns`` behind the node's."""
+    stamp_ns = to_nanoseconds(message.header.stamp)
+    return TrajectoryMessage(
+        joint_names=message.joint_names,
+        stamp_ns=stamp_ns - offset_ns if stamp_ns else 0,
+        points=[
+            TrajectoryPoint(
+                to_nanoseconds(point.time_from_start),
+                point.positions,
+                point.velocities,
+                point.accelerations,
+                point.effort,
+            )
+            for point in message.points
+        ],
+    )
+
+
+def _camera_info(fovy: float, width: int, height: int, stamp_ns: int, frame: str) -> CameraInfo:
+    focal = 0.5 * height / math.tan(0.5 * fovy)
+    info = CameraInfo(
+        header=header(stamp_ns, frame), width=width, height=height, distortion_model="plumb_bob"
+    )
+    info.d = [0.0] * 5
+    info.k = [focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0]
+    info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    info.p = [focal, 0.0, width / 2, 0.0, 0.0, focal, height / 2, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return info
+
+
+def main() -> None:
+    """Run the node."""
+    run(SimNode, "sim_node")
+
+
+if __name__ == "__main__":
+    main()
