@@ -139,7 +139,6 @@ class _JointState:
     stamp_ns: int
     positions: FloatArray
     velocities: FloatArray
-    gripper: float | None
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,6 @@ class ChunkExecutor:
         stamp_ns: int,
         positions: FloatArray,
         velocities: FloatArray,
-        gripper: float | None = None,
     ) -> None:
         """Take a joint state.
 
@@ -269,7 +267,6 @@ class ChunkExecutor:
             stamp_ns: when it was measured, ns.
             positions: (J,) rad, in the robot's order.
             velocities: (J,) rad/s.
-            gripper: opening fraction, 0 closed to 1 open; None when unknown.
 
         Raises:
             ObservationError: wrong width, or a number that is not finite.
@@ -278,7 +275,6 @@ class ChunkExecutor:
             stamp_ns,
             np.array(positions, dtype=np.float64),
             np.array(velocities, dtype=np.float64),
-            gripper,
         )
         for name, values in (("position", state.positions), ("velocity", state.velocities)):
             if values.shape != (self.robot.joints,):
@@ -536,9 +532,11 @@ class ChunkExecutor:
     def reset_reference(self, now_ns: int) -> None:
         """Forget motion and chunks; the next joint state becomes the commanded one.
 
-        For an episode that starts anew with the arm somewhere else. Holds and stops stay.
+        For an episode that starts anew with the arm somewhere else. What was wrong with the old
+        position is forgotten as well; a requested hold and the emergency stop stay.
         """
         self._forget(now_ns)
+        self._hold = None
         self._now_ns = now_ns
 
     def status(self, now_ns: int) -> ExecutorStatus:

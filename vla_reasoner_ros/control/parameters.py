@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import group, parameter
@@ -256,22 +255,13 @@ class ControlParameters:
         "Which of the robot file's limit sets to use; empty takes the file's default.",
         read_only=True,
     )
-    use_robot_description: bool = parameter(
-        False,
-        "Whether the URDF on the topic robot_description replaces the robot file's kinematics; "
-        "the node waits for it before it activates.",
+    robot_description: str = parameter(
+        "",
+        "Text of a URDF whose kinematics replace the robot file's; joints and TCP are found in it "
+        "by the robot file's names. Empty takes the robot file's.",
         read_only=True,
     )
     chunk: ChunkParameters = group(ChunkParameters)
     motion: MotionParameters = group(MotionParameters)
     watchdog: WatchdogParameters = group(WatchdogParameters)
     gripper: GripperParameters = group(GripperParameters)
-
-
-def describe(parameters: Any) -> str:
-    """A one-line summary for a log."""
-    return (
-        f"robot {parameters.robot}, control "
-        f"{'enabled' if parameters.enable_control else 'disabled (dry run)'}, speed factor "
-        f"{parameters.motion.speed_factor}"
-    )

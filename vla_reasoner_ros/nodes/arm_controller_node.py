@@ -1,0 +1,191 @@
+"""Action chunks in, joint trajectories out: the only process that commands the arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_reasoner_ros.control.executor import (
+    ChunkExecutor,
+    Commands,
+    ControllerState,
+    ResetRefused,
+)
+from vla_reasoner_ros.control.parameters import ControlParameters
+from vla_reasoner_ros.control.queue import ChunkRejected
+from vla_reasoner_ros.data.joints import JointLayout
+from vla_reasoner_ros.errors import ActionChunkError
+from vla_reasoner_ros.msg import ActionChunk, ControllerStatus
+from vla_reasoner_ros.parameters import parameter
+from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.clock import to_nanoseconds
+from vla_reasoner_ros.ros.conversions import (
+    chunk_from_message,
+    status_to_message,
+    trajectory_to_message,
+)
+from vla_reasoner_ros.ros.diagnostics import Level, Report
+from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
+
+_LEVELS = {ControllerState.HOLDING: Level.WARN, ControllerState.STOPPED: Level.ERROR}
+
+
+@dataclass(frozen=True)
+class ArmControllerParameters(ControlParameters, BaseParameters):
+    """The controller's parameters and those of every node."""
+
+    status_period: float = parameter(
+        0.1,
+        "Time between two messages on ~/status.",
+        unit="s",
+        minimum=0.01,
+        maximum=10.0,
+        read_only=True,
+    )
+
+
+class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
+    """Wires a :class:`ChunkExecutor` to topics, services and diagnostics."""
+
+    parameters_class = ArmControllerParameters
+
+    def configure(self) -> None:
+        """Read the robot's limits; without them there is no controller."""
+        parameters = self.parameters
+        self._executor = ChunkExecutor(parameters, parameters.robot_description)
+        self._trajectories = self.create_lifecycle_publisher(
+            JointTrajectory, "joint_trajectory", qos.COMMAND
+        )
+        self._grippers = self.create_lifecycle_publisher(Float64, "gripper_command", qos.COMMAND)
+        self._statuses = self.create_lifecycle_publisher(ControllerStatus, "~/status", qos.STATE)
+        for kind, topic, callback, profile in (
+            (ActionChunk, "action_chunk", self._chunk_came, qos.COMMAND),
+            (JointState, "joint_states", self._joints_came, qos.sensor("best_effort", 10)),
+            # Twice, since a latched subscription does not match an unlatched publisher, and a
+            # stop must be heard from both.
+            (Bool, "estop", self._emergency_stop, qos.LATCHED),
+            (Bool, "estop", self._emergency_stop, qos.COMMAND),
+        ):
+            self.create_subscription(
+                kind,
+                topic,
+                self.guarded(topic, callback, while_inactive=topic == "estop"),
+                profile,
+                callback_group=self.work,
+            )
+        self.create_service(SetBool, "~/hold", self._hold, callback_group=self.work)
+        self.create_service(Trigger, "~/reset", self._reset, callback_group=self.work)
+        for name, period, task in (
+            ("watchdog", parameters.watchdog.period, self._tick),
+            ("status", parameters.status_period, self._publish_status),
+        ):
+            self.create_timer(period, self.guarded(name, task), callback_group=self.work)
+        self.diagnostics.hardware_id = self._executor.robot.name
+        self.diagnostics.add("arm", self._report)
+
+    def activate(self) -> None:
+        """Take the arm as it stands."""
+        self._executor.reset_reference(self.now_ns())
+        enabled = self.parameters.enable_control
+        self.get_logger().info(
+            f"{self._executor.robot.name}: "
+            + ("commands are sent" if enabled else "dry run, enable_control is false")
+        )
+
+    def deactivate(self) -> None:
+        """Bring the arm to rest."""
+        self._publish(self._executor.stop(self.now_ns()))
+
+    def teardown(self) -> None:
+        """Let go of the arm."""
+        self.diagnostics.remove("arm")
+        if hasattr(self, "_executor"):
+            del self._executor
+
+    def parameters_changed(self, parameters: ArmControllerParameters) -> None:
+        """Motions from the next one on follow the new parameters."""
+        self._publish(self._executor.set_parameters(parameters, self.now_ns()))
+
+    def _chunk_came(self, message: ActionChunk) -> None:
+        now_ns = self.now_ns()
+        try:
+            try:
+                chunk = chunk_from_message(message)
+            except ActionChunkError as error:
+                self._executor.reject(str(error))
+                raise
+            self._publish(self._executor.submit(chunk, now_ns).commands)
+        except (ActionChunkError, ChunkRejected):
+            if self.parameters.motion.repeat_on_rejection:
+                self._publish(self._executor.repeat(now_ns))
+            raise
+
+    def _joints_came(self, message: JointState) -> None:
+        names = self._executor.robot.joint_names
+        others = tuple(name for name in message.name if name not in names)
+        if len(others) == len(message.name):
+            return  # a gripper's own driver on the same topic
+        positions, velocities = JointLayout(names, others).read(message, "joint_states")
+        self._executor.measured(to_nanoseconds(message.header.stamp), positions, velocities)
+
+    def _emergency_stop(self, message: Bool) -> None:
+        self._publish(self._executor.emergency_stop(message.data, self.now_ns()))
+
+    def _tick(self) -> None:
+        self._publish(self._executor.tick(self.now_ns()))
+
+    def _publish(self, commands: Commands) -> None:
+        if commands.trajectory is not None:
+            motion = commands.trajectory
+            self._trajectories.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
+        if commands.gripper is not None:
+            self._grippers.publish(Float64(data=commands.gripper))
+
+    def _publish_status(self) -> None:
+        now_ns = self.now_ns()
+        self._statuses.publish(status_to_message(self._executor.status(now_ns), now_ns))
+
+    def _hold(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        with self.exclusive:
+            if request.data:
+                self._publish(self._executor.hold(self.now_ns()))
+            else:
+                self._executor.release(self.now_ns())
+        response.success = True
+        response.message = "holding" if request.data else "released"
+        return response
+
+    def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self.exclusive:
+            try:
+                self._executor.reset(self.now_ns())
+            except ResetRefused as refusal:
+                response.message = str(refusal)
+            else:
+                response.success, response.message = True, "ready"
+        return response
+
+    def _report(self) -> Report:
+        with self.exclusive:
+            status = self._executor.status(self.now_ns())
+        values = {
+            "state": status.state.name,
+            "chunks accepted": status.chunks_accepted,
+            "chunks rejected": status.chunks_rejected,
+            "last rejection": status.last_rejection,
+            "tracking error rad": status.tracking_error,
+        }
+        return Report(_LEVELS.get(status.state, Level.OK), status.reason or "moving", values)
+
+
+def main() -> None:
+    """Run the node."""
+    run(ArmControllerNode, "arm_controller_node")
+
+
+if __name__ == "__main__":
+    main()
