@@ -8,6 +8,7 @@ from pathlib import Path
 from vla_reasoner_ros.errors import ConfigurationError
 
 PACKAGE = "vla_reasoner_ros"
+MODELS_VARIABLE = "VLA_REASONER_MODELS"
 
 
 def share_directory() -> Path:
@@ -30,5 +31,16 @@ def share_directory() -> Path:
 
 
 def models_directory() -> Path:
-    """The folder of the shipped weights and their cards."""
-    return share_directory() / "resource" / "models"
+    """The folder of the weights and their cards.
+
+    It is the shipped one unless the environment variable :data:`MODELS_VARIABLE` names another.
+
+    Raises:
+        ConfigurationError: the variable names something that is no folder.
+    """
+    given = os.environ.get(MODELS_VARIABLE, "")
+    if not given:
+        return share_directory() / "resource" / "models"
+    if not Path(given).is_dir():
+        raise ConfigurationError(f"{MODELS_VARIABLE}: there is no folder {given!r}")
+    return Path(given)

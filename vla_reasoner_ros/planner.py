@@ -8,8 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+
+from vla_reasoner_ros.policies.base import Policy
+from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.types import ActionSpec, Decision, FloatArray, Observation
+from vla_reasoner_ros.world_models.base import WorldModel
 
 
 class Decider(Protocol):
@@ -158,6 +163,36 @@ class Planner:
             return 0 if first else max(0, int(passed_ns / (self._spec.dt * 1e9)))
 
         self._publish(self._reasoner.decide(observation, actions_consumed=consumed))
+
+
+def warm_up(reasoner: Reasoner, policy: Policy, world_model: WorldModel | None) -> None:
+    """Run everything once on an observation of nothing, so that the first decision is no slower.
+
+    What needs a simulator's state is only compiled: there is none yet.
+
+    Raises:
+        ModelError: the policy, or the search, cannot decide.
+    """
+    spec = policy.spec
+    observation = Observation(
+        stamp_ns=0,
+        images={
+            name: np.full((*size, 3), 128, dtype=np.uint8) for name, size in spec.cameras.items()
+        },
+        joint_names=(),
+        joint_positions=np.zeros(0),
+        joint_velocities=np.zeros(0),
+        ee_position=np.array([0.5, 0.0, 0.3]),
+        ee_quaternion=np.array([1.0, 0.0, 0.0, 0.0]),
+        gripper=1.0,
+        instruction=spec.example_instruction,
+        ee_frame=spec.action.frame,
+    )
+    if world_model is not None and world_model.needs_simulator_state:
+        policy.propose(observation)
+        reasoner.warm_up(None)
+    else:
+        reasoner.warm_up(observation)
 
 
 class StateMatcher:

@@ -19,6 +19,7 @@ class PolicySpec:
             undone inside the policy.
         horizon: actions in a chunk, H.
         control_frame: the link whose pose end-effector actions move; empty for joint actions.
+        example_instruction: one that the policy knows, for warming up.
     """
 
     name: str
@@ -26,6 +27,7 @@ class PolicySpec:
     action: ActionSpec
     horizon: int
     control_frame: str = ""
+    example_instruction: str = ""
 
 
 class Policy(Protocol):

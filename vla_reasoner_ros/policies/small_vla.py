@@ -277,6 +277,7 @@ class SmallVla:
             action=action,
             horizon=architecture.horizon,
             control_frame=card["control_frame"],
+            example_instruction=card["instructions"]["known"][0],
         )
         self._encoder = sentence_encoder() if encoder is None else encoder
         self._threshold = float(card["instructions"]["threshold"])
