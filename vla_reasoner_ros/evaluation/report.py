@@ -252,7 +252,7 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
     statistics, tree = decision.statistics, decision.tree
     assert tree is not None
     assert decision.picture is not None
-    roots = _root_candidates(tree)
+    roots = _root_candidates(tree, statistics)
     chosen, policy = statistics["chosen_id"], 0
     nodes = [
         svg.TreeNode(int(p), int(n), float(v), str(o))
@@ -304,10 +304,20 @@ def _imagined(record: RunRecord, decision: DecisionRecord, roots: Mapping[int, i
     return svg.paths_over_image(uri, record.picture_size, paths)
 
 
-def _root_candidates(tree: Mapping[str, Any]) -> dict[int, int]:
-    """Candidate id to node: the children of the root in order, the policy's own first."""
-    children = [i for i, parent in enumerate(tree["parents"]) if parent == 0]
-    return dict(enumerate(children))
+def _root_candidates(tree: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[int, int]:
+    """Candidate id to node: the root's child with the candidate's visits, value and prior."""
+    free = [i for i, parent in enumerate(tree["parents"]) if parent == 0]
+    columns = (statistics[f"candidate_{name}"] for name in ("ids", "visits", "values", "priors"))
+    found = {}
+    for number, visits, value, prior in zip(*columns, strict=True):
+        same = [i for i in free if tree["visits"][i] == visits]
+        if same:
+            found[number] = min(
+                same,
+                key=lambda i: abs(tree["values"][i] - value) + abs(tree["priors"][i] - prior),
+            )
+            free.remove(found[number])
+    return found
 
 
 def _principal_path(tree: Mapping[str, Any], node: int) -> list[int]:
