@@ -76,7 +76,7 @@ class Expert:
         self.intended = np.concatenate([step, turn, [aim.gripper]])
         self._last = self.intended[:6]
         action = self.intended.copy()
-        if self._noise:
+        if self._rng is not None and self._noise:
             action[:3] += self._rng.normal(0.0, self._noise * SPEED, 3)
             action[3:6] += self._rng.normal(0.0, self._noise * TURN * 0.3, 3)
         return action

@@ -5,7 +5,8 @@ ros2_controllers (branch jazzy), with ``allow_partial_joints_goal``,
 ``allow_nonzero_velocity_at_trajectory_end`` and ``allow_integration_in_goal_trajectories`` false
 (the defaults) and ``interpolate_from_desired_state`` true (what streamed trajectories need). The
 real controller answers a bad message with a log line only; this one also counts it by reason, and
-counts where the commanded signal, differentiated at 1 kHz as the FR3 does, breaks a limit.
+counts where the commanded signal, differentiated at 1 kHz as the FR3 does, breaks a limit. One rule
+is added: numbers that are not finite are refused, which the real one would pass on to the arm.
 """
 
 from __future__ import annotations
@@ -338,8 +339,9 @@ class _Knots:
 
     @staticmethod
     def from_array(rows: FloatArray) -> _Knots:
-        parts = np.split(rows[:, 3:], 3, axis=1)
-        return _Knots(rows[:, 0].astype(np.int64), *parts, given=rows[:, 1:3].astype(bool))
+        positions, velocities, accelerations = np.split(rows[:, 3:], 3, axis=1)
+        times, given = rows[:, 0].astype(np.int64), rows[:, 1:3].astype(bool)
+        return _Knots(times, positions, velocities, accelerations, given)
 
     def coefficients(self) -> FloatArray:
         """(6, N - 1, J) of the polynomials between knots, lowest power first.

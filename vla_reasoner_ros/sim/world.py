@@ -21,12 +21,13 @@ from vla_reasoner_ros.types import (
     Representation,
 )
 
+GRIPPER = GripperSpec(index=6, open=1.0, closed=0.0, binary=True)
 ACTION_SPEC = ActionSpec(
     representation=Representation.EE_DELTA,
     names=("x", "y", "z", "rx", "ry", "rz", "gripper"),
     frame="base",
     dt=0.1,
-    gripper=GripperSpec(index=6, open=1.0, closed=0.0, binary=True),
+    gripper=GRIPPER,
 )
 OBSERVED_CAMERAS = ("agent", "wrist")
 IMAGE_SIZE = (96, 96)
@@ -196,26 +197,26 @@ class World:
         Raises:
             ActionChunkError: wrong shape or not finite.
         """
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
+        motion = np.asarray(action, dtype=np.float64)
+        if motion.shape != (7,) or not np.isfinite(motion).all():
             raise ActionChunkError(f"action: expected 7 finite numbers, got {action!r}")
-        self._target_position = self._target_position + action[:3]
-        self._target_quaternion = rotate(self._target_quaternion, action[3:6])
+        self._target_position = self._target_position + motion[:3]
+        self._target_quaternion = rotate(self._target_quaternion, motion[3:6])
         goal, error = self._kinematics.solve(
             self._commanded, self._target_position, self._target_quaternion
         )
         dt = ACTION_SPEC.dt
-        motion = goal - self._commanded
-        excess = float(np.max(np.abs(motion) / (self.robot.limits.velocity * dt)))
+        move = goal - self._commanded
+        excess = float(np.max(np.abs(move) / (self.robot.limits.velocity * dt)))
         if excess > 1.0:
-            goal = self._commanded + motion / excess
+            goal = self._commanded + move / excess
         if excess > 1.0 or error > 2e-3:
             self.unreachable_actions += 1
             self._target_position, self._target_quaternion = self._kinematics.forward(goal)
         rate = (goal - self._commanded) / dt
         ends = np.stack([self._commanded, self._commanded_rate, goal, rate])
         controls = self._hermite @ ends + self._lead * (self._hermite_rate @ ends)
-        self.command_gripper(1.0 if ACTION_SPEC.gripper.opening(action[6]) >= 0.5 else 0.0)
+        self.command_gripper(1.0 if GRIPPER.opening(motion[6]) >= 0.5 else 0.0)
         model, data = self.model, self.data
         for control in controls:
             data.ctrl[:7] = control
