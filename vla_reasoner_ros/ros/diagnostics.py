@@ -79,6 +79,10 @@ class Updater:
         """Take a task out; nothing happens when there is none."""
         self._tasks.pop(name, None)
 
+    def keep(self, *names: str) -> None:
+        """Take out all tasks but these."""
+        self._tasks = {name: task for name, task in self._tasks.items() if name in names}
+
     def publish(self) -> None:
         """Publish now, as the timer does."""
         message = DiagnosticArray()

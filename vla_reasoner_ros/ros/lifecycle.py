@@ -146,8 +146,8 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
     def teardown(self) -> None:
         """Let go of what :meth:`configure` made, even where that failed half-way.
 
-        Called once after every configure. Subscriptions, timers, services, clients and publishers
-        made through the node are destroyed after it and need no mention.
+        Called once after every configure. Subscriptions, timers, services, clients, publishers and
+        diagnostics made through the node are removed after it and need no mention.
         """
 
     def parameters_changed(self, parameters: P) -> None:
@@ -250,6 +250,7 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
     def _release(self) -> bool:
         """The one teardown path."""
         done = self._attempt("tear down", self.teardown)
+        self.diagnostics.keep("state")
         destroyers: dict[str, Callable[[Any], Any]] = {
             "timers": self.destroy_timer,
             "subscriptions": self.destroy_subscription,
