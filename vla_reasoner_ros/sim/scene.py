@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vla_reasoner_ros.control.robots import Robot, load_robot
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.sim.headless import mujoco
+from vla_reasoner_ros.types import FloatArray
 
 SceneHook = Callable[[mujoco.MjSpec], None]
 
@@ -286,6 +286,8 @@ def _add_hand(spec: mujoco.MjSpec, link: mujoco.MjsBody, robot: Robot) -> None:
     )  # fmt: skip
     tcp_z = tcp_frame.translation[2]
     hand.add_site(name="tcp", pos=tcp_frame.translation, size=[0.004] * 3, rgba=[0, 0, 0, 0])
+    if robot.gripper_opening is None:
+        raise ConfigurationError(f"scene: robot {robot.name!r} has no gripper, and needs one")
     travel = robot.gripper_opening * FINGER_TRAVEL
     for side, sign in (("left", 1.0), ("right", -1.0)):
         finger = hand.add_body(name=f"{side}_finger", pos=[0, 0, 0], gravcomp=1)
@@ -354,8 +356,8 @@ def _add_camera(
     body.add_camera(name=name, pos=position, quat=quaternion, fovy=fovy)
 
 
-def _quaternion_from_rpy(rpy: tuple[float, ...]) -> NDArray[np.float64]:
+def _quaternion_from_rpy(rpy: FloatArray) -> FloatArray:
     """(4,) w x y z of fixed-axis roll, pitch, yaw."""
     quaternion = np.empty(4)
-    mujoco.mju_euler2Quat(quaternion, np.asarray(rpy, dtype=np.float64), "XYZ")
+    mujoco.mju_euler2Quat(quaternion, rpy, "XYZ")
     return quaternion
