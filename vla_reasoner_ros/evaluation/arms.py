@@ -124,13 +124,26 @@ def search_parameters(name: str, overrides: Mapping[str, Any]) -> SearchParamete
 
     Args:
         name: the arm.
-        overrides: parameters by full name, as in ``search.depth``.
+        overrides: parameters by full name, as in ``search.depth``; others are left aside.
 
     Raises:
         ConfigurationError: an unknown name or a bad value.
     """
-    values = flatten(SearchParameters(), "search.") | dict(overrides) | dict(recipe(name).search)
+    given = {key: value for key, value in overrides.items() if not key.startswith("planner.")}
+    values = flatten(SearchParameters(), "search.") | given | dict(recipe(name).search)
     return build(SearchParameters, values, "search.")
+
+
+def component_parameters(name: str, overrides: Mapping[str, Any]) -> ComponentParameters:
+    """The components of an arm: the user's, as in ``planner.prior``, then the arm's own.
+
+    Raises:
+        ConfigurationError: an unknown name or a bad value.
+    """
+    given = {key: value for key, value in overrides.items() if key.startswith("planner.")}
+    world_model, _ = world_model_of(name)
+    own = {"planner.world_model": world_model, "planner.value": recipe(name).value}
+    return build(ComponentParameters, given | own, "planner.")
 
 
 def make_reasoner(name: str, overrides: Mapping[str, Any], scene_hook: str = "") -> Reasoner:
@@ -138,12 +151,12 @@ def make_reasoner(name: str, overrides: Mapping[str, Any], scene_hook: str = "")
 
     Args:
         name: the arm.
-        overrides: search parameters by full name.
+        overrides: search and planner parameters by full name.
         scene_hook: given to a simulator that serves as world model.
     """
-    world_model, _ = world_model_of(name)
-    parameters = ComponentParameters(world_model=world_model, value=recipe(name).value)
-    options = {"world_model": {"scene_hook": scene_hook}} if world_model == SIMULATOR else {}
+    parameters = component_parameters(name, overrides)
+    simulated = parameters.world_model == SIMULATOR
+    options = {"world_model": {"scene_hook": scene_hook}} if simulated else {}
     components = load_components(parameters, options)
     return Reasoner(
         components.policy,

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a search parameter of all arms, such as search.depth=2; may be repeated",
+        help="a parameter of all arms, as search.depth=2 or planner.prior=kde; may be repeated",
     )
     parser.add_argument(
         "--scene-hook", default="", metavar="FILE.py:FUNCTION", help="changes the scene's MjSpec"
@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for name in names:
         arm_table.search_parameters(name, settings.overrides)
+        arm_table.component_parameters(name, settings.overrides)
     cases = plan(arguments.tasks, arguments.episodes, arguments.seed_start, names)
     notes = arm_table.notes(names)
     for note in notes:

@@ -277,10 +277,11 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
         f"<b style='color:{svg.CHOSEN}'>chosen, solid</b>, <b style='color:{svg.POLICY}'>policy's "
         "own, dashed</b>, rejected in grey.</p></div>"
         f"<div>{drawn}<p class='soft'>{len(nodes)} nodes, {statistics['simulations']} simulations, "
-        f"deepest {statistics['max_depth']}; area by visits, dark blue is low value, yellow is "
-        f"high. {statistics['world_model_calls']} batched calls of the world model, "
-        f"{statistics['time_ms']:.0f} ms in all.</p></div></div>"
-        f"{_candidate_table(statistics)}</details>"
+        f"deepest {statistics['max_depth']}; area by visits, from dark blue for the "
+        f"lowest value, {min(tree['values']):.3f}, to yellow for the highest, "
+        f"{max(tree['values']):.3f}. {statistics['world_model_calls']} batched calls of the world model, "
+        f"{statistics['time_ms']:.0f} ms in all.</p>{_candidate_table(statistics)}</div></div>"
+        "</details>"
     )
 
 

@@ -199,7 +199,7 @@ def stacked_bars(
 
 
 def tree(nodes: Sequence[TreeNode], chosen: int, policy: int, *, width: int = 520) -> str:
-    """A search tree: layers by depth, area by visits, colour by value.
+    """A search tree: layers by depth, area by visits, colour by value between lowest and highest.
 
     Args:
         nodes: node 0 first, a parent before its children.
@@ -217,6 +217,8 @@ def tree(nodes: Sequence[TreeNode], chosen: int, policy: int, *, width: int = 52
     margin, layer = 22.0, 92.0
     widest = max(max(columns, default=0.0), 1.0)
     most = max((node.visits for node in nodes[1:]), default=1) or 1
+    lowest = min(node.value for node in nodes)
+    spread = max(node.value for node in nodes) - lowest or 1.0
     x = [margin + (width - 2 * margin) * column / widest for column in columns]
     y = [margin + layer * level for level in depth]
     edges: list[str] = []
@@ -233,7 +235,7 @@ def tree(nodes: Sequence[TreeNode], chosen: int, policy: int, *, width: int = 52
         title = f"{node.origin}: value {node.value:.3f}, {node.visits} visits"
         circles.append(
             f'<circle cx="{x[index]:.1f}" cy="{y[index]:.1f}" r="{radius:.1f}" '
-            f'fill="{value_colour(node.value)}" stroke="{special or "#6B7280"}" '
+            f'fill="{value_colour((node.value - lowest) / spread)}" stroke="{special or "#6B7280"}" '
             f'stroke-width="{3 if special else 0.8}"'
             f"{DASHED if index == policy and index != chosen else ''}>"
             f"<title>{escape(title)}</title></circle>"
@@ -259,27 +261,50 @@ def paths_over_image(
             text shown when pointed at.
     """
     width, height = size
+    left, top, zoom = _window([points for points, _, _ in paths], size)
+    # Strokes keep their size on the page however far the picture is magnified.
+    thin = 1.0 / zoom
     parts = [f'<image href="{image}" width="{width}" height="{height}"/>']
     styles = {
         "rejected": (REJECTED, 1.6, ""),
-        "policy": (POLICY, 2.6, ' stroke-dasharray="6 4"'),
+        "policy": (POLICY, 2.6, f' stroke-dasharray="{6 * thin:.2f} {4 * thin:.2f}"'),
         "chosen": (CHOSEN, 3.4, ""),
     }
     order = sorted(paths, key=lambda path: list(styles).index(path[1]))
     for points, role, title in order:
         colour, stroke, dash = styles[role]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        stroke *= thin
         parts.append(
-            f'<polyline points="{line}" fill="none" stroke="#fff" stroke-width="{stroke + 2}" '
-            'stroke-opacity="0.7"/>'
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{stroke}"'
+            f'<polyline points="{line}" fill="none" stroke="#fff" stroke-opacity="0.7" '
+            f'stroke-width="{stroke * 1.8:.2f}"/>'
+            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{stroke:.2f}"'
             f"{dash}><title>{escape(title)}</title></polyline>"
         )
         parts.append(
-            f'<circle cx="{points[-1][0]:.1f}" cy="{points[-1][1]:.1f}" r="{stroke + 1:.1f}" '
-            f'fill="{colour}" stroke="#fff"><title>{escape(title)}</title></circle>'
+            f'<circle cx="{points[-1][0]:.1f}" cy="{points[-1][1]:.1f}" r="{stroke * 1.3:.2f}" '
+            f'fill="{colour}" stroke="#fff" stroke-width="{thin:.2f}">'
+            f"<title>{escape(title)}</title></circle>"
         )
-    return _svg(width, height, "imagined paths of the end effector", parts)
+    label = "imagined paths of the end effector"
+    return _svg(width, height, label, parts, (left, top, width / zoom, height / zoom))
+
+
+def _window(
+    paths: Sequence[NDArray[np.float64]], size: tuple[int, int]
+) -> tuple[float, float, float]:
+    """Left and top corner, px, and magnification of the part of an image that holds the paths."""
+    width, height = size
+    if not paths:
+        return 0.0, 0.0, 1.0
+    points = np.concatenate(list(paths))
+    low, high = points.min(axis=0), points.max(axis=0)
+    needed = max(2.2 * (high[0] - low[0]) / width, 2.2 * (high[1] - low[1]) / height, 0.4)
+    share = min(needed, 1.0)
+    centre = (low + high) / 2
+    left = min(max(centre[0] - share * width / 2, 0.0), width * (1 - share))
+    top = min(max(centre[1] - share * height / 2, 0.0), height * (1 - share))
+    return float(left), float(top), 1.0 / share
 
 
 def _columns(children: Sequence[Sequence[int]]) -> list[float]:
@@ -320,8 +345,15 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = "n
     )
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+def _svg(
+    width: float,
+    height: float,
+    label: str,
+    parts: Sequence[str],
+    view: tuple[float, float, float, float] | None = None,
+) -> str:
+    box = " ".join(f"{number:.1f}" for number in view or (0.0, 0.0, width, height))
     return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" '
+        f'<svg viewBox="{box}" width="{width:.0f}" height="{height:.0f}" role="img" '
         f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
     )
