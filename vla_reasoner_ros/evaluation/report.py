@@ -279,8 +279,8 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
         f"<div>{drawn}<p class='soft'>{len(nodes)} nodes, {statistics['simulations']} simulations, "
         f"deepest {statistics['max_depth']}; area by visits, from dark blue for the "
         f"lowest value, {min(tree['values']):.3f}, to yellow for the highest, "
-        f"{max(tree['values']):.3f}. {statistics['world_model_calls']} batched calls of the world model, "
-        f"{statistics['time_ms']:.0f} ms in all.</p>{_candidate_table(statistics)}</div></div>"
+        f"{max(tree['values']):.3f}. {statistics['world_model_calls']} batched "
+        f"calls of the world model, {statistics['time_ms']:.0f} ms in all.</p>{_candidate_table(statistics)}</div></div>"
         "</details>"
     )
 

@@ -224,6 +224,7 @@ def tree(nodes: Sequence[TreeNode], chosen: int, policy: int, *, width: int = 52
     edges: list[str] = []
     circles: list[str] = []
     for index, node in enumerate(nodes):
+        colour = value_colour((node.value - lowest) / spread)
         special = CHOSEN if index == chosen else POLICY if index == policy else ""
         if node.parent >= 0:
             edges.append(
@@ -235,7 +236,7 @@ def tree(nodes: Sequence[TreeNode], chosen: int, policy: int, *, width: int = 52
         title = f"{node.origin}: value {node.value:.3f}, {node.visits} visits"
         circles.append(
             f'<circle cx="{x[index]:.1f}" cy="{y[index]:.1f}" r="{radius:.1f}" '
-            f'fill="{value_colour((node.value - lowest) / spread)}" stroke="{special or "#6B7280"}" '
+            f'fill="{colour}" stroke="{special or "#6B7280"}" '
             f'stroke-width="{3 if special else 0.8}"'
             f"{DASHED if index == policy and index != chosen else ''}>"
             f"<title>{escape(title)}</title></circle>"
