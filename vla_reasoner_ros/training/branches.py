@@ -26,6 +26,7 @@ from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.sim.experts import Expert
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.training.frames import Frames, project
 from vla_reasoner_ros.training.progress import Progress
 from vla_reasoner_ros.world_models.encoder import LatentLayout
 
@@ -134,6 +135,36 @@ def branch_files(folder: Path) -> list[Path]:
     if not paths:
         raise ConfigurationError(f"branches: no *.npz in {folder}; record them first")
     return paths
+
+
+def outcome_frames(branches: Branches, world: World, each: int, rng: np.random.Generator) -> Frames:
+    """Labelled frames of some outcomes of every decision: what the encoder will be asked about.
+
+    Args:
+        branches: recorded decisions.
+        world: of the same scene; its state is overwritten.
+        each: outcomes per decision.
+        rng: picks them.
+    """
+    decisions = np.repeat(np.arange(len(branches)), each)
+    chosen = rng.integers(0, branches.actions.shape[1], len(decisions))
+    points: dict[str, list[NDArray]] = {"agent": [], "wrist": []}
+    for decision, candidate in zip(decisions, chosen, strict=True):
+        world.set_state(branches.outcome_state[decision, candidate, 0])
+        for camera, rows in points.items():
+            places = branches.outcome_positions[decision, candidate, 0]
+            rows.append(project(world.model, world.data, camera, places))
+    labels = {
+        name: getattr(branches, f"outcome_{name}")[decisions, chosen, 0]
+        for name in ("ee_position", "ee_quaternion", "gripper", "positions", "rotations", "held")
+    }
+    return Frames(
+        agent=branches.outcome_agent[decisions, chosen],
+        wrist=branches.outcome_wrist[decisions, chosen],
+        agent_points=np.stack(points["agent"]),
+        wrist_points=np.stack(points["wrist"]),
+        **labels,
+    )
 
 
 class ExpertPilot:

@@ -1,7 +1,7 @@
 """Train the image encoder: find the objects in labelled frames.
 
-The frames are rendered by :mod:`vla_reasoner_ros.training.frames`; frames of recorded episodes are
-mixed in where a folder of them is given, because what the arm does there is what it will see.
+The frames are rendered by :mod:`vla_reasoner_ros.training.frames`; frames of branched decisions and
+of recorded episodes are mixed in where folders of them are given, because that is what it will see.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.training.branches import Branches, branch_files, outcome_frames
 from vla_reasoner_ros.training.frames import Frames, FrameSource, make_frames, upright
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import load_into, load_model, save_model
@@ -178,11 +180,27 @@ def episode_frames(episodes: EpisodeSet, layout: LatentLayout, every: int) -> Fr
         source.close()
 
 
+def decision_frames(folder: Path, each: int) -> Frames:
+    """Some outcomes of every branched decision in a folder."""
+    world = World()
+    try:
+        return Frames.join(
+            [
+                outcome_frames(Branches.load(path), world, each, np.random.default_rng(i))
+                for i, path in enumerate(branch_files(folder))
+            ]
+        )
+    finally:
+        world.close()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--frames", type=Path, default=Path("data/frames"), help="frames' folder")
     parser.add_argument("--count", type=int, default=24_000, help="frames rendered for training")
     parser.add_argument("--processes", type=int, default=2, help="processes that render")
+    parser.add_argument("--branches", type=Path, help="folder of branched decisions to mix in")
+    parser.add_argument("--each", type=int, default=4, help="outcomes per decision")
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
     parser.add_argument("--every", type=int, default=5, help="steps between frames of an episode")
     parser.add_argument("--initial", type=Path, help="folder of an encoder to start from")
@@ -203,11 +221,15 @@ def run(arguments: argparse.Namespace) -> int:
     training = [Frames.load(arguments.frames / "train")]
     held_out = {"random": Frames.load(arguments.frames / "held_out")}
     data = {"random_frames": len(training[0]), "seed_of_first_shard": TRAINING_SEED}
+    if arguments.branches is not None:
+        training.append(decision_frames(arguments.branches / "train", arguments.each))
+        held_out["outcomes"] = decision_frames(arguments.branches / "held_out", 2)
+        data["outcome_frames"] = len(training[-1])
     if arguments.episodes:
         seen, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
         training.append(episode_frames(seen, config.layout, arguments.every))
         held_out["episodes"] = episode_frames(unseen, config.layout, arguments.every)
-        data |= {"episode_frames": len(training[1]), "episodes_sha256": seen.content_hash}
+        data |= {"episode_frames": len(training[-1]), "episodes_sha256": seen.content_hash}
 
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
