@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import weakref
 
 import numpy as np
@@ -61,8 +62,6 @@ class World:
         self.data = mujoco.MjData(self.model)
         self._kinematics = DifferentialInverseKinematics(self.model, self.robot)
         self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
-        # OpenGL cannot be freed any more once the interpreter takes its modules down.
-        weakref.finalize(self, _close_all, self._renderers)
         self._index_model()
         self._physics_size = mujoco.mj_stateSize(self.model, _PHYSICS)
         fractions = np.arange(1, self._substeps + 1) / self._substeps
@@ -436,6 +435,7 @@ class World:
                 + "; the OpenGL context is broken"
             )
         self._renderers[height, width] = renderer
+        _free_at_exit(self)
         return renderer
 
     def observation(self, stamp_ns: int | None = None) -> Observation:
@@ -463,12 +463,26 @@ class World:
 
     def close(self) -> None:
         """Free the renderers; rendering again makes new ones."""
-        _close_all(self._renderers)
+        while self._renderers:
+            self._renderers.popitem()[1].close()
 
 
-def _close_all(renderers: dict[tuple[int, int], mujoco.Renderer]) -> None:
-    while renderers:
-        renderers.popitem()[1].close()
+_rendering: weakref.WeakSet[World] = weakref.WeakSet()
+
+
+def _free_at_exit(world: World) -> None:
+    """Close a world that was left open, at exit but before MuJoCo ends OpenGL.
+
+    MuJoCo registers its own end with the first renderer, and what is registered later runs earlier.
+    """
+    if not _rendering:
+        atexit.register(_close_all)
+    _rendering.add(world)
+
+
+def _close_all() -> None:
+    for world in list(_rendering):
+        world.close()
 
 
 def _hermite_basis(s: FloatArray, dt: float) -> tuple[FloatArray, FloatArray]:
