@@ -143,3 +143,15 @@ class TestPrivilegedValue:
     def test_must_be_bound_first(self):
         with pytest.raises(ConfigurationError, match="bind"):
             PrivilegedValue().evaluate(slots(0))
+
+
+def test_latents_are_what_the_encoder_makes_of_the_imagined_views(world, model, observation):
+    encoder = pytest.importorskip("vla_reasoner_ros.world_models.encoder")
+    network = encoder.EncoderNetwork(encoder.EncoderConfig())
+    model._encoder = encoder.Encoder(network, "untrained")
+    model.encode(observation)
+    model.step(slots(0), plan(world, 4)[None], slots(1))
+    latents = model.latents(slots(0, 1))
+    assert latents.shape == (2, model._encoder.layout.width)
+    ends = latents[:, model._encoder.layout.slices["ee_position"]].numpy()
+    np.testing.assert_allclose(ends, model.ee_positions(slots(0, 1)), atol=1e-6)
