@@ -79,7 +79,7 @@ class Kinematics:
             np.asarray(joints, dtype=np.float64),
             self._frame,
             pin.LOCAL_WORLD_ALIGNED,
-        )
+        ).reshape(6, -1)
         return np.concatenate(
             [self._base_rotation @ jacobian[:3], self._base_rotation @ jacobian[3:]]
         )
@@ -349,5 +349,5 @@ def _chain(model: pin.Model, data: pin.Data, frame: int, base: pin.SE3) -> Chain
         rotations.append(placement.rotation.copy())
         offsets.append(placement.translation.copy())
         local = pin.getJointJacobian(model, data, joint, pin.ReferenceFrame.LOCAL)
-        axes.append(local[3:, joint - 1].copy())
+        axes.append(local.reshape(6, -1)[3:, joint - 1].copy())
     return rotations, offsets, axes, model.frames[frame].placement.translation.copy()

@@ -276,7 +276,9 @@ def _robot(root: _Section, limit_set: str) -> Robot:
     chosen = limit_set or root.text("default_limits")
     known = {name: _joint_limits(sets.section(name), joints) for name in sets.content}
     if chosen not in known:
-        raise root.error("default_limits", f"one of {', '.join(known)}", chosen)
+        raise root.error(
+            "limits" if limit_set else "default_limits", f"one of {', '.join(known)}", chosen
+        )
     limits = known[chosen]
     home = root.numbers("home", joints)
     if np.any(home < limits.position_min) or np.any(home > limits.position_max):

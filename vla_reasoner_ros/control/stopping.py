@@ -31,11 +31,10 @@ def brake(joint_names: tuple[str, ...], start: MotionState, limits: JointLimits)
     Raises:
         TrajectoryError: no deceleration was found (the state is not finite).
     """
-    moving = np.abs(start.velocity).max() > SETTLED or np.abs(start.acceleration).max() > SETTLED
-    if not moving:
-        return resting(joint_names, start.position)
     joints = len(joint_names)
     request = _request(start, joints)
+    if max(np.abs(start.velocity).max(), np.abs(start.acceleration).max()) < SETTLED:
+        return resting(joint_names, start.position)
     request.control_interface = ruckig.ControlInterface.Velocity
     request.synchronization = ruckig.Synchronization.No
     request.target_velocity = [0.0] * joints
@@ -70,6 +69,8 @@ def move_to(
 
 
 def _request(start: MotionState, joints: int) -> ruckig.InputParameter:
+    if not all(np.isfinite(v).all() for v in (start.position, start.velocity, start.acceleration)):
+        raise TrajectoryError(f"no motion from a state that is not finite: {start}")
     request = ruckig.InputParameter(joints)
     request.current_position = start.position.tolist()
     request.current_velocity = start.velocity.tolist()

@@ -275,7 +275,8 @@ def _minimum_jerk_knots(
 
 def _excess(trajectory: JointTrajectory, limits: JointLimits) -> FloatArray:
     """By how much each interval (N,) is too short: above 1 where a limit is broken inside it."""
-    position, velocity, acceleration, jerk = _samples(trajectory)
+    position, velocity, _, _ = _samples(trajectory)
+    acceleration, jerk = _extremes(trajectory)
     if limits.velocity_envelope is None:
         speed = np.abs(velocity) / limits.velocity
     else:
@@ -283,10 +284,41 @@ def _excess(trajectory: JointTrajectory, limits: JointLimits) -> FloatArray:
     return np.maximum(
         speed.max(axis=(1, 2)),
         np.maximum(
-            np.sqrt((np.abs(acceleration) / limits.acceleration).max(axis=(1, 2))),
-            np.cbrt((np.abs(jerk) / limits.jerk).max(axis=(1, 2))),
+            np.sqrt((acceleration / limits.acceleration).max(axis=1)),
+            np.cbrt((jerk / limits.jerk).max(axis=1)),
         ),
     )
+
+
+def _extremes(trajectory: JointTrajectory) -> tuple[FloatArray, FloatArray]:
+    """The largest acceleration and jerk, absolute, in every interval: each (N, J).
+
+    Jerk is a parabola with its extreme where snap is zero; acceleration is a cubic with its
+    extremes where jerk is zero.
+    """
+    h = np.diff(trajectory.times)[:, None]
+    c = _unit_coefficients(trajectory)
+    constant, linear, square = 6.0 * c[3], 24.0 * c[4], 60.0 * c[5]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vertex = -linear / (2.0 * square)
+        spread = np.sqrt(linear**2 - 4.0 * square * constant)
+        roots = (
+            (-linear - spread) / (2.0 * square),
+            (-linear + spread) / (2.0 * square),
+            -constant / linear,
+        )
+    ends = (np.zeros_like(vertex), np.ones_like(vertex))
+
+    def largest(places: tuple[FloatArray, ...], *powers: FloatArray) -> FloatArray:
+        inside = np.clip(np.nan_to_num(np.stack((*ends, *places))), 0.0, 1.0)
+        value = np.zeros_like(inside)
+        for coefficient in powers[::-1]:
+            value = value * inside + coefficient
+        return np.abs(value).max(axis=0)
+
+    acceleration = largest(roots, 2.0 * c[2], 6.0 * c[3], 12.0 * c[4], 20.0 * c[5]) / h**2
+    jerk = largest((vertex,), constant, linear, square) / h**3
+    return acceleration, jerk
 
 
 def _envelope_ratio(position: FloatArray, velocity: FloatArray, limits: JointLimits) -> FloatArray:
