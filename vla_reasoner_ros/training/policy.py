@@ -21,17 +21,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vla_reasoner_ros.data.episodes import EpisodeSet, Kind
+from vla_reasoner_ros.data.seeds import RANGES, require_seed
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.language import SentenceEncoder, sentence_encoder
 from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.policies.base import Policy
 from vla_reasoner_ros.policies.small_vla import (
     KIND,
     NAME,
     Architecture,
+    SmallVla,
     SmallVlaNetwork,
     proprioception,
 )
 from vla_reasoner_ros.sim.tasks import TASKS
+from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.training.demo_data import ACTION_LIMIT, PolicyActor
+from vla_reasoner_ros.training.progress import Progress
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import save_model
 
@@ -264,6 +270,39 @@ def instruction_card(episodes: EpisodeSet, encoder: SentenceEncoder) -> dict[str
     }
 
 
+def closed_loop(policy: Policy, episodes: int, first_seed: int, execute: int) -> dict[str, str]:
+    """Let the policy act in the simulator.
+
+    Args:
+        policy: the policy.
+        episodes: how many; the tasks take turns.
+        first_seed: of the first episode; the others follow.
+        execute: actions executed of each chunk.
+
+    Returns:
+        Task, and ``all``, to "successes of episodes".
+    """
+    counts = {name: [0, 0] for name in TASKS}
+    progress = Progress("closed loop", episodes, "episodes")
+    world = World()
+    for index in range(episodes):
+        task = list(TASKS)[index % len(TASKS)]
+        world.reset(task, require_seed(first_seed + index, "tuning"))
+        actor = PolicyActor(policy, execute)
+        steps = 0
+        while steps < ACTION_LIMIT and not world.success():
+            _, action = actor.act(world.observation())
+            world.apply(action)
+            steps += 1
+        counts[task][0] += world.success()
+        counts[task][1] += 1
+        solved = sum(row[0] for row in counts.values())
+        progress.update(index + 1, f"{solved} solved")
+    world.close()
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    return {name: f"{solved} of {count}" for name, (solved, count) in counts.items()}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument(
@@ -286,6 +325,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jitter", type=float, default=0.05, help="of colours")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--closed-loop", type=int, default=60, help="episodes that the trained policy tries"
+    )
+    parser.add_argument("--execute", type=int, default=4, help="actions executed of each chunk")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -337,6 +380,19 @@ def run(arguments: argparse.Namespace) -> int:
     card["metrics"]["best_step"] = result.best_step
     stem = arguments.output or models_directory() / NAME
     save_model(stem, module.network.state_dict(), card, half=True)
+    if arguments.closed_loop:
+        first = RANGES["tuning"].start
+        # The weights as they are shipped, rounded to 16 bits.
+        outcome = closed_loop(SmallVla(stem), arguments.closed_loop, first, arguments.execute)
+        card["metrics"]["closed_loop"] = {
+            "success": outcome,
+            "seeds": [first, first + arguments.closed_loop - 1],
+            "executed_of_chunk": arguments.execute,
+            "action_limit": ACTION_LIMIT,
+        }
+        save_model(stem, module.network.state_dict(), card, half=True)
+        for task, text in outcome.items():
+            print(f"{task:<20} {text} solved")
     print(f"policy: {stem}.safetensors, held out {result.metrics}")
     return 0
 
