@@ -6,7 +6,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.rotations import with_unit_quaternions
 from vla_reasoner_ros.search.base import Models, proposed
+from vla_reasoner_ros.types import ActionSpec
 
 Floats = NDArray[np.float64]
 POLICY = "policy"
@@ -20,30 +22,23 @@ class CandidateSource:
         samples: draws per node.
         branching: draws kept per node.
         macro_steps: actions on an edge, M.
-        dimensions: width of an action, D.
-        motion: the dimensions in which nearness is measured; a gripper's flip is not a distance.
+        spec: what the D numbers of an action mean. Nearness is measured in the motion alone: a
+            gripper's flip is not a distance.
+
+    Attributes:
+        origins: names of who drew candidates; the tree holds places in this list.
+        motion: (M * D,) whether a number of a macro-action moves the arm.
     """
 
-    def __init__(
-        self,
-        samples: int,
-        branching: int,
-        macro_steps: int,
-        dimensions: int,
-        motion: tuple[int, ...],
-    ) -> None:
+    def __init__(self, samples: int, branching: int, macro_steps: int, spec: ActionSpec) -> None:
         self.origins = [POLICY]
         self._samples, self._branching = samples, branching
-        self._shape = (macro_steps, dimensions)
+        self._spec = spec
+        self._shape = (macro_steps, spec.dimensions)
         mask = np.zeros(self._shape, np.bool_)
-        mask[:, list(motion)] = True
-        self._motion = np.flatnonzero(mask)
+        mask[:, list(spec.motion_indices)] = True
+        self.motion = mask.reshape(-1)
         self._identifiers: dict[tuple[str, ...], NDArray[np.int16]] = {}
-
-    @property
-    def fan(self) -> int:
-        """Candidates of a node, the reference included, F."""
-        return self._branching + 1
 
     def identify(self, origins: tuple[str, ...]) -> NDArray[np.int16]:
         """Numbers for names of origins, into :attr:`origins`."""
@@ -55,6 +50,11 @@ class CandidateSource:
                 [self.origins.index(name) for name in origins], np.int16
             )
         return self._identifiers[origins]
+
+    def valid(self, actions: Floats) -> Floats:
+        """Macro-actions (..., M * D) whose orientations are unit quaternions again."""
+        split = actions.reshape(*actions.shape[:-1], *self._shape)
+        return with_unit_quaternions(self._spec, split).reshape(actions.shape)
 
     def ask(
         self, models: Models, reference: Floats, count: int, rng: np.random.Generator
@@ -74,20 +74,31 @@ class CandidateSource:
         return actions.reshape(len(reference), 1 + count, -1), log_density, answer.origins
 
     def draw(
-        self, models: Models, reference: Floats, rng: np.random.Generator
+        self, models: Models, reference: Floats, scale: Floats, rng: np.random.Generator
     ) -> tuple[Floats, Floats, NDArray[np.int16]]:
-        """Candidates of B nodes with references (B, M * D), the reference first.
+        """Candidates of B nodes, the reference first.
+
+        Args:
+            models: whose ``candidates`` is asked once.
+            reference: (B, M * D).
+            scale: (B,) draws are moved to this share of their distance from the reference.
+            rng: the only source of randomness.
 
         Returns:
-            Actions (B, F, M * D), log densities (B, F) and origins (B, F).
+            Actions (B, 1 + branching, M * D), log densities and origins (B, 1 + branching).
 
         Raises:
             ModelError: as :meth:`ask`.
         """
         actions, log_density, names = self.ask(models, reference, self._samples, rng)
         origins = np.broadcast_to(self.identify(names), log_density.shape)
+        if (scale != 1.0).any():
+            motion = actions[:, 1:, self.motion]
+            centre = reference[:, None, self.motion]
+            actions[:, 1:, self.motion] = centre + scale[:, None, None] * (motion - centre)
+            actions = self.valid(actions)
         if self._branching < self._samples:
-            kept = nearest(actions, self._motion, self._branching)
+            kept = nearest(actions, np.flatnonzero(self.motion), self._branching)
             actions = np.take_along_axis(actions, kept[:, :, None], 1)
             log_density = np.take_along_axis(log_density, kept, 1)
             origins = np.take_along_axis(origins, kept, 1)

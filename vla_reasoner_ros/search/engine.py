@@ -73,15 +73,14 @@ class Engine:
         self.spec = spec
         width = macro_steps * spec.dimensions
         self.source = CandidateSource(
-            parameters.samples,
-            parameters.branching,
+            parameters.drawn,
+            min(parameters.branching, parameters.drawn),
             macro_steps,
-            spec.dimensions,
-            spec.motion_indices,
+            spec,
         )
         self.capacity = 1 + parameters.simulations * (2 if parameters.reuse else 1)
         if parameters.method == "tree":
-            edges = edge_capacity(self.capacity, parameters.depth, self.source.fan)
+            edges = edge_capacity(self.capacity, parameters.depth, parameters.fan)
         else:
             edges = self.capacity
         self.tree = new_tree(self.capacity, edges, width)
@@ -161,7 +160,7 @@ class Engine:
             top,
             reference.astype(np.float32),
             0,
-            self.source.fan,
+            self.parameters.fan,
             self.parameters.discount,
         )
 
@@ -181,11 +180,11 @@ class Engine:
             rules.noise[:] = parameters.gumbel.noise * rng.gumbel(size=len(rules.noise))
         asked = not gate.enabled
         while size := budget.begin_wave(len(wave.leaf) if asked else 1):
-            made, expanding = descend(tree, rules, wave, segments, size, self.source.fan)
+            made, expanding = descend(tree, rules, wave, segments, size)
             stages.lap("select")
             if expanding:
                 actions, log_density, origins = self.source.draw(
-                    models, wave.reference[:expanding], rng
+                    models, wave.reference[:expanding], wave.scale[:expanding], rng
                 )
                 attach(
                     tree,
@@ -193,8 +192,10 @@ class Engine:
                     actions,
                     log_density,
                     origins,
+                    parameters.fan,
                     parameters.prior_temperature,
                     parameters.support_floor,
+                    parameters.discount,
                 )
                 stages.lap("prior")
             count = place(tree, rules, wave, made)

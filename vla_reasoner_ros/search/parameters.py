@@ -30,12 +30,26 @@ class Gumbel:
 
 @dataclass(frozen=True)
 class Widening:
-    """Progressive widening: a node of n visits may try ``factor * n ** exponent`` candidates."""
+    """Progressive widening: a node of n visits may have ``factor * n ** exponent`` candidates.
 
-    enabled: bool = parameter(False, "Open a node's candidates one by one as its visits grow.")
-    factor: float = parameter(2.0, "Candidates open after the first visit.", minimum=1.0)
+    They are drawn in rounds, each around the best candidate so far and closer to it than the last,
+    so that a promising node is refined instead of filled (our choice; with ``shrink`` 1 only the
+    centre moves).
+    """
+
+    enabled: bool = parameter(
+        False, "Draw a node's candidates in rounds as its visits grow, instead of all at once."
+    )
+    batch: int = parameter(4, "Candidates drawn in each round.", minimum=1, maximum=4096)
+    factor: float = parameter(2.0, "Candidates allowed after the first visit.", minimum=1.0)
     exponent: float = parameter(
-        0.5, "Growth of the open candidates with the visits.", minimum=0.0, maximum=1.0
+        0.5, "Growth of the allowed candidates with the visits.", minimum=0.0, maximum=1.0
+    )
+    shrink: float = parameter(
+        0.7,
+        "Distance of a round's candidates from their centre, relative to the round before.",
+        minimum=0.0,
+        maximum=1.0,
     )
 
 
@@ -271,6 +285,16 @@ class SearchParameters:
                 f"parameter branching: expected at most samples = {self.samples}, got "
                 f"{self.branching}"
             )
+        if self.widening.enabled and self.branching != self.samples:
+            raise ConfigurationError(
+                f"parameter samples: with widening every draw is kept; expected branching = "
+                f"{self.branching}, got {self.samples}"
+            )
+        if self.selection == "gumbel" and (self.widening.enabled or self.reuse):
+            raise ConfigurationError(
+                "parameter selection: gumbel halves a fixed set of candidates with no visits yet; "
+                "it goes with neither widening nor reuse"
+            )
         if self.gate.shorten_slope > self.gate.skip_slope:
             raise ConfigurationError(
                 f"parameter gate.shorten_slope: expected at most gate.skip_slope = "
@@ -285,6 +309,16 @@ class SearchParameters:
                 f"parameter simulations: method {self.method!r} needs at least depth = "
                 f"{self.depth}, got {self.simulations}"
             )
+
+    @property
+    def fan(self) -> int:
+        """Candidates that a node may have, the reference included, F."""
+        return self.branching + 1
+
+    @property
+    def drawn(self) -> int:
+        """Draws from the prior per node and round, K."""
+        return min(self.widening.batch, self.branching) if self.widening.enabled else self.samples
 
     @property
     def enabled(self) -> bool:

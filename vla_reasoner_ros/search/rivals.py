@@ -15,13 +15,20 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_reasoner_ros.rotations import with_unit_quaternions
 from vla_reasoner_ros.search.base import Models, doubted, evaluated
 from vla_reasoner_ros.search.budget import Budget
 from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.stages import Stages
-from vla_reasoner_ros.search.tree import Ints, Tree, add_edges, back_up, cut_off, new_node
+from vla_reasoner_ros.search.tree import (
+    Ints,
+    Tree,
+    add_edge,
+    back_up,
+    cut_off,
+    new_node,
+    reserve_edges,
+)
 from vla_reasoner_ros.search.wave import lower_bound
 from vla_reasoner_ros.types import ActionSpec
 
@@ -37,6 +44,7 @@ class Rollouts:
     Attributes:
         calls: batched calls of the world model so far.
         sequences: that the budget allows in all.
+        source: draws macro-actions.
     """
 
     def __init__(
@@ -55,13 +63,10 @@ class Rollouts:
         self.rng = rng
         self.calls = 0
         self.sequences = budget.allowed // parameters.depth
-        motion = np.zeros((segments.shape[1] // spec.dimensions, spec.dimensions), np.bool_)
-        motion[:, list(spec.motion_indices)] = True
-        self.motion = motion.reshape(-1)
-        self._tree, self._models, self._source, self._spec = tree, models, source, spec
+        self.source = source
+        self._tree, self._models, self._spec = tree, models, spec
         self._segments, self._budget, self._stages = segments, budget, stages
-        add_edges(tree, 0, self.sequences)
-        tree.edge_count[0] = 0
+        reserve_edges(tree, 0, self.sequences)
 
     def policy_sequence(self) -> Floats:
         """(d, A) the policy's own chunk, then its last macro-action again."""
@@ -90,11 +95,6 @@ class Rollouts:
                 drawn[:, level] = self._ask(drawn[:, level - 1], 1)[0][:, 1]
         return drawn, origins
 
-    def valid(self, sequences: Floats) -> Floats:
-        """Sequences whose orientations are unit quaternions again after averaging or noise."""
-        split = sequences.reshape(*sequences.shape[:2], -1, self._spec.dimensions)
-        return with_unit_quaternions(self._spec, split).reshape(sequences.shape)
-
     def score(self, sequences: Floats, origins: tuple[str, ...]) -> Floats:
         """Imagine sequences (C, d, A) in waves and value where they end.
 
@@ -103,7 +103,7 @@ class Rollouts:
         """
         depth, wave = self.parameters.depth, self.parameters.wave
         scores: list[float] = []
-        identifiers = self._source.identify(origins)
+        identifiers = self.source.identify(origins)
         while len(scores) < len(sequences):
             group = slice(len(scores), min(len(scores) + wave, len(sequences)))
             allowed = self._budget.begin_wave((group.stop - group.start) * depth) // depth
@@ -115,7 +115,7 @@ class Rollouts:
         return np.array(scores)
 
     def _ask(self, reference: Floats, count: int) -> tuple[Floats, tuple[str, ...]]:
-        actions, _, origins = self._source.ask(self._models, reference, count, self.rng)
+        actions, _, origins = self.source.ask(self._models, reference, count, self.rng)
         self._stages.lap("prior")
         return actions, origins
 
@@ -185,17 +185,17 @@ def cross_entropy(rollouts: Rollouts) -> None:
         else:
             sequences = elites[rng.integers(len(elites), size=count)].copy()
             noise = rng.standard_normal((count, *mean.shape)) * deviation
-            sequences[..., rollouts.motion] = (mean + noise)[..., rollouts.motion]
+            sequences[..., rollouts.source.motion] = (mean + noise)[..., rollouts.source.motion]
             names = ("cem",) * count
             if index == len(rounds) - 1:
                 sequences[-1] = mean
-        scores = rollouts.score(rollouts.valid(sequences), names)
+        scores = rollouts.score(rollouts.source.valid(sequences), names)
         if len(scores) < count:
             return
         best = np.argsort(-scores, kind="stable")[: max(2, math.ceil(cem.elite_fraction * count))]
         elites = sequences[best]
         mean, deviation = elites.mean(0), elites.std(0)
-        mean[..., ~rollouts.motion] = elites[0][..., ~rollouts.motion]
+        mean[..., ~rollouts.source.motion] = elites[0][..., ~rollouts.source.motion]
 
 
 def path_integral(rollouts: Rollouts) -> None:
@@ -211,14 +211,16 @@ def path_integral(rollouts: Rollouts) -> None:
         drawn, origins = rollouts.draw(count - 1, nominal)
         name = POLICY if nominal is own else "mppi"
         sequences = np.concatenate([nominal[None], drawn])
-        scores = rollouts.score(rollouts.valid(sequences), (name, *origins))
+        scores = rollouts.score(rollouts.source.valid(sequences), (name, *origins))
         if len(scores) < count or not np.isfinite(scores).any():
             return
         weights = np.exp((scores - scores.max()) / mppi.temperature)
         nominal = np.tensordot(weights / weights.sum(), sequences, 1)
-        nominal[..., ~rollouts.motion] = sequences[scores.argmax()][..., ~rollouts.motion]
+        nominal[..., ~rollouts.source.motion] = sequences[scores.argmax()][
+            ..., ~rollouts.source.motion
+        ]
     if rounds:
-        rollouts.score(rollouts.valid(nominal[None]), ("mppi",))
+        rollouts.score(rollouts.source.valid(nominal[None]), ("mppi",))
 
 
 RIVALS: dict[str, Callable[[Rollouts], None]] = {
@@ -246,16 +248,11 @@ def extend(
     the prior ``1 / root_fan``.
     """
     for i in range(len(leaves)):
-        node = leaves[i]
-        if node == 0:
-            edge = tree.first_edge[0] + tree.edge_count[0]
-            tree.edge_count[0] += 1
-            tree.prior[edge] = 1.0 / root_fan
-        else:
-            edge = add_edges(tree, node, 1)
-            tree.prior[edge] = 1.0
-        tree.action[edge] = actions[i]
-        tree.origin[edge] = origins[i]
+        node, prior = leaves[i], 1.0 / root_fan
+        if node != 0:
+            reserve_edges(tree, node, 1)
+            prior = 1.0
+        edge = add_edge(tree, node, actions[i], prior, origins[i])
         leaves[i] = new_node(tree, node, edge, tree.depth[node] + 1)
         tree.child[edge] = leaves[i]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.search.parameters import SearchParameters
-from vla_reasoner_ros.search.tree import NONE, WAVE, Tree
+from vla_reasoner_ros.search.tree import NONE, WAVE, Tree, best_edge
 
 UCB, PUCT, GUMBEL = range(3)
 TRY_ALL, PARENT, CONSTANT = range(3)
@@ -28,8 +28,10 @@ class Rules(NamedTuple):
     normalise: bool
     value_resolution: float
     virtual_loss: float
-    widening_factor: float  # 0 opens all candidates at once
+    widening: bool
+    widening_factor: float
     widening_exponent: float
+    widening_shrink: float
     visit_offset: float
     value_scale: float
     depth: int
@@ -37,6 +39,8 @@ class Rules(NamedTuple):
     best_child: bool
     pessimism: float
     uncertainty_limit: float  # 0 is off
+    fan: int
+    drawn: int
     noise: NDArray[np.float64]  # (F,) Gumbel noise of the root's candidates
     schedule: NDArray[np.int32]  # (S,) visits that the s-th simulation's root child has had
 
@@ -51,8 +55,10 @@ def rules_of(parameters: SearchParameters) -> Rules:
         normalise=parameters.normalise,
         value_resolution=parameters.value_resolution,
         virtual_loss=parameters.virtual_loss,
-        widening_factor=parameters.widening.factor if parameters.widening.enabled else 0.0,
+        widening=parameters.widening.enabled,
+        widening_factor=parameters.widening.factor,
         widening_exponent=parameters.widening.exponent,
+        widening_shrink=parameters.widening.shrink,
         visit_offset=parameters.gumbel.visit_offset,
         value_scale=parameters.gumbel.value_scale,
         depth=parameters.depth,
@@ -60,9 +66,11 @@ def rules_of(parameters: SearchParameters) -> Rules:
         best_child=parameters.backup == "max",
         pessimism=parameters.pessimism,
         uncertainty_limit=parameters.uncertainty_limit,
-        noise=np.zeros(parameters.branching + 1),
+        fan=parameters.fan,
+        drawn=parameters.drawn,
+        noise=np.zeros(parameters.fan),
         schedule=halving_schedule(
-            min(parameters.gumbel.considered, parameters.branching + 1),
+            min(parameters.gumbel.considered, parameters.fan),
             max(1, parameters.simulations),
         ),
     )
@@ -94,16 +102,24 @@ def halving_schedule(considered: int, simulations: int) -> NDArray[np.int32]:
 
 
 @numba.njit(cache=True)
-def open_candidates(rules: Rules, visits: int, count: int) -> int:
-    """How many of a node's ``count`` candidates may be tried after ``visits`` visits."""
-    if rules.widening_factor <= 0.0:
-        return count
-    return min(count, math.ceil(rules.widening_factor * visits**rules.widening_exponent))
+def wants_candidates(tree: Tree, rules: Rules, node: int) -> bool:
+    """Whether an expanded node has tried all its candidates and its visits allow for more."""
+    count = tree.edge_count[node]
+    if not rules.widening or count >= rules.fan:
+        return False
+    visits = tree.visits[node] + tree.in_flight[node]
+    if count >= rules.widening_factor * visits**rules.widening_exponent:
+        return False
+    first = tree.first_edge[node]
+    untried = np.any(tree.child[first : first + count] == NONE)
+    return not untried and best_edge(tree, node, rules.discount) != NONE
 
 
 @numba.njit(cache=True)
-def choose(tree: Tree, rules: Rules, node: int) -> int:
+def choose(tree: Tree, rules: Rules, node: int, untried: bool = False) -> int:
     """The edge of an expanded node to follow; NONE when every one is cut off or under way.
+
+    With ``untried`` only candidates without a child are looked at.
 
     The root's first candidate, the policy's own, comes before all others: it is always scored.
     Ties go to the first.
@@ -112,14 +128,14 @@ def choose(tree: Tree, rules: Rules, node: int) -> int:
     if node == 0 and _is_open(tree, first) and _visits(tree, first) == 0:
         return first
     if rules.selection == GUMBEL:
-        return _choose_gumbel(tree, rules, node)
+        return _choose_gumbel(tree, rules, node, untried)
     visits = tree.visits[node] + tree.in_flight[node]
     unseen = _scaled(tree, rules, tree.value[node]) - rules.first_play_value
     if rules.first_play == CONSTANT:
         unseen = rules.first_play_value
     best, best_score = NONE, -np.inf
-    for edge in range(first, first + open_candidates(rules, visits, tree.edge_count[node])):
-        if not _is_open(tree, edge):
+    for edge in range(first, first + tree.edge_count[node]):
+        if not _is_open(tree, edge) or (untried and tree.child[edge] != NONE):
             continue
         prior = tree.prior[edge]
         tried = _visits(tree, edge)
@@ -170,7 +186,7 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
 
 
 @numba.njit(cache=True)
-def _choose_gumbel(tree: Tree, rules: Rules, node: int) -> int:
+def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
     scores = gumbel_scores(tree, rules, node)
     first, count = tree.first_edge[node], tree.edge_count[node]
     started = tree.visits[node] - 1 + tree.in_flight[node]
@@ -184,7 +200,7 @@ def _choose_gumbel(tree: Tree, rules: Rules, node: int) -> int:
             scores[i] = math.exp(scores[i] - top)
             total += scores[i]
     for i in range(count):
-        if not _is_open(tree, first + i):
+        if not _is_open(tree, first + i) or (untried and tree.child[first + i] != NONE):
             continue
         tried = _visits(tree, first + i)
         if node == 0:

@@ -1,7 +1,8 @@
 """The tree: arrays that are made once, and the compiled kernels that grow it.
 
 A node is an imagined state; its index is the number of the state in the world model's memory. An
-edge is a candidate macro-action of a node, imagined or not; the edges of a node lie side by side.
+edge is a candidate macro-action of a node, imagined or not; the edges of a node lie side by side,
+with room for as many as it may ever have.
 Nothing is allocated while deciding and nothing is freed by :func:`reset`.
 """
 
@@ -40,6 +41,7 @@ class Tree(NamedTuple):
     edge_count: Ints  # (N,)
     visits: Ints  # (N,) backed-up visits; 0 while the state is being imagined, or cut off
     in_flight: Ints  # (N,) visits under way in the current wave
+    waiting: Ints  # (N,) of them, those that wait here for candidates to be drawn
     blocked: Ints  # (N,) the wave in which nothing beneath is free any more
     value: Floats  # (N,) V, seen from this node: mean of what was backed up, or the best child's
     mean: Floats  # (N,) mean of what was backed up
@@ -66,6 +68,7 @@ def new_tree(nodes: int, edges: int, width: int) -> Tree:
         edge_count=np.zeros(nodes, np.int32),
         visits=np.zeros(nodes, np.int32),
         in_flight=np.zeros(nodes, np.int32),
+        waiting=np.zeros(nodes, np.int32),
         blocked=np.zeros(nodes, np.int32),
         value=np.zeros(nodes),
         mean=np.zeros(nodes),
@@ -124,6 +127,7 @@ def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
     tree.edge_count[node] = 0
     tree.visits[node] = 0
     tree.in_flight[node] = 0
+    tree.waiting[node] = 0
     tree.blocked[node] = NONE
     tree.value[node] = 0.0
     tree.mean[node] = 0.0
@@ -133,15 +137,25 @@ def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
 
 
 @numba.njit(cache=True)
-def add_edges(tree: Tree, node: int, count: int) -> int:
-    """Give a node ``count`` edges without children; returns the first."""
+def reserve_edges(tree: Tree, node: int, room: int) -> int:
+    """Give a node room for edges, none of them there yet; returns the place of the first."""
     first = tree.counters[EDGES]
-    tree.counters[EDGES] = first + count
+    tree.counters[EDGES] = first + room
     tree.first_edge[node] = first
-    tree.edge_count[node] = count
-    for edge in range(first, first + count):
-        tree.child[edge] = NONE
+    tree.edge_count[node] = 0
     return first
+
+
+@numba.njit(cache=True)
+def add_edge(tree: Tree, node: int, action: NDArray[np.float32], prior: float, origin: int) -> int:
+    """Put a candidate into the room that its node has; returns its edge."""
+    edge = tree.first_edge[node] + tree.edge_count[node]
+    tree.edge_count[node] += 1
+    tree.child[edge] = NONE
+    tree.action[edge] = action
+    tree.prior[edge] = prior
+    tree.origin[edge] = origin
+    return edge
 
 
 @numba.njit(cache=True)
@@ -151,40 +165,46 @@ def attach(
     actions: Floats,
     log_density: Floats,
     origins: NDArray[np.int16],
+    fan: int,
     temperature: float,
     support_floor: float,
+    discount: float,
 ) -> None:
-    """Give nodes their candidates, the reference first.
+    """Give nodes their candidates, or more of them.
+
+    A node without candidates takes the reference first, then the draws. A node that has some was
+    drawn around its best; the new ones, without that best itself, get at most its prior.
 
     Args:
         tree: the tree.
-        nodes: (B,) nodes without edges.
-        actions: (B, F, A) candidates.
-        log_density: (B, F), up to a constant per node.
-        origins: (B, F) who drew them.
-        temperature: priors are ``density ** (1 / temperature)``, normalised.
-        support_floor: candidates this many nats below the best are cut off, never the reference;
-            0 cuts none.
+        nodes: (B,).
+        actions: (B, 1 + K, A) references and draws.
+        log_density: (B, 1 + K), up to a constant per node.
+        origins: (B, 1 + K) who drew them.
+        fan: candidates that a node may have.
+        temperature: priors are ``density ** (1 / temperature)``, normalised among siblings.
+        support_floor: draws this many nats below the best are cut off, never the reference; 0 cuts
+            none.
+        discount: factor per edge.
     """
-    fan = actions.shape[1]
     for row in range(len(nodes)):
-        first = add_edges(tree, nodes[row], fan)
-        best = log_density[row].max()
-        total = 0.0
-        for i in range(fan):
-            edge = first + i
-            tree.action[edge] = actions[row, i]
-            tree.origin[edge] = origins[row, i]
+        node = nodes[row]
+        weight, begin = 1.0, 0
+        if tree.first_edge[node] == NONE:
+            reserve_edges(tree, node, fan)
+        else:
+            weight, begin = tree.prior[best_edge(tree, node, discount)], 1
+        first, best = tree.first_edge[node], log_density[row].max()
+        for i in range(begin, min(actions.shape[1], begin + fan - tree.edge_count[node])):
             below = best - log_density[row, i] if best > -np.inf else 0.0
+            prior = weight * np.exp(-below / temperature)
+            edge = add_edge(tree, node, actions[row, i].astype(np.float32), prior, origins[row, i])
             if i > 0 and support_floor > 0.0 and below > support_floor:
                 tree.child[edge] = CUT
                 tree.prior[edge] = 0.0
                 tree.counters[PRUNED] += 1
-            else:
-                tree.prior[edge] = np.exp(-below / temperature)
-                total += tree.prior[edge]
-        for edge in range(first, first + fan):
-            tree.prior[edge] /= total
+        total = tree.prior[first : first + tree.edge_count[node]].sum()
+        tree.prior[first : first + tree.edge_count[node]] /= total
 
 
 @numba.njit(cache=True)
@@ -205,7 +225,7 @@ def back_up(tree: Tree, leaf: int, value: float, discount: float, best_child: bo
         tree.mean[node] += (value - tree.mean[node]) / visits
         tree.square[node] += (value * value - tree.square[node]) / visits
         if best_child and node != leaf:
-            tree.value[node] = best_of_children(tree, node, discount)
+            tree.value[node] = discount * tree.value[tree.child[best_edge(tree, node, discount)]]
         else:
             tree.value[node] = tree.mean[node]
         tree.bounds[0] = min(tree.bounds[0], tree.value[node])
@@ -217,14 +237,14 @@ def back_up(tree: Tree, leaf: int, value: float, discount: float, best_child: bo
 
 
 @numba.njit(cache=True)
-def best_of_children(tree: Tree, node: int, discount: float) -> float:
-    """The largest discounted value among the visited children."""
-    best = -np.inf
+def best_edge(tree: Tree, node: int, discount: float) -> int:
+    """The edge of the visited child with the largest value, the first of equals; NONE if none."""
+    best, best_value = NONE, -np.inf
     first = tree.first_edge[node]
     for edge in range(first, first + tree.edge_count[node]):
         child = tree.child[edge]
-        if child >= 0 and tree.visits[child] > 0:
-            best = max(best, discount * tree.value[child])
+        if child >= 0 and tree.visits[child] > 0 and discount * tree.value[child] > best_value:
+            best, best_value = edge, discount * tree.value[child]
     return best
 
 
@@ -293,17 +313,18 @@ def re_root(
     kept, renamed = kept[1:], np.full(tree.counters[NODES], NONE, np.int32)
     renamed[kept] = np.arange(1, len(kept) + 1)
 
-    blocks = [kept_edges]
+    old, new = [kept_edges], [np.arange(1, 1 + len(kept_edges))]
     first_edges = np.full(len(kept), NONE, np.int32)
-    position = 1 + len(kept_edges)
+    room = fan
     for i in np.flatnonzero(tree.edge_count[kept]):
         start, size = tree.first_edge[kept[i]], tree.edge_count[kept[i]]
-        blocks.append(np.arange(start, start + size))
-        first_edges[i] = position
-        position += size
-    old_edges = np.concatenate(blocks)
+        old.append(np.arange(start, start + size))
+        new.append(np.arange(room, room + size))
+        first_edges[i] = room
+        room += fan
+    old_edges, outer = np.concatenate(old), np.concatenate(new)
     new_edges = np.empty(tree.counters[EDGES], np.int32)
-    new_edges[old_edges] = np.arange(1, position)
+    new_edges[old_edges] = outer
 
     fields = {name: getattr(tree, name)[kept] for name in ("depth", "edge_count", "visits")}
     floats = {name: getattr(tree, name)[kept] for name in FLOATS}
@@ -320,9 +341,8 @@ def re_root(
     tree.depth[inner] -= 1
     tree.parent[inner], tree.edge[inner] = renamed[parents], into
     tree.first_edge[inner] = first_edges
-    tree.in_flight[inner], tree.blocked[inner] = 0, NONE
+    tree.in_flight[inner], tree.waiting[inner], tree.blocked[inner] = 0, 0, NONE
     tree.first_edge[0], tree.edge_count[0] = 0, 1 + len(kept_edges)
-    outer = slice(1, position)
     for name, values in candidates.items():
         getattr(tree, name)[outer] = values
     tree.child[outer] = np.where(child >= 0, renamed[np.maximum(child, 0)], child)
@@ -332,7 +352,7 @@ def re_root(
         float(tree.prior[siblings].max(initial=0.0)), float(np.finfo(np.float32).tiny)
     )
     tree.prior[: siblings.stop] /= tree.prior[: siblings.stop].sum()
-    tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), position
+    tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), room
     return kept.astype(np.int64), np.arange(1, 1 + len(kept), dtype=np.int64)
 
 

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_reasoner_ros.search.selection import Rules, choose, open_candidates
+from vla_reasoner_ros.search.selection import Rules, choose, wants_candidates
 from vla_reasoner_ros.search.tree import (
     CUT,
     NONE,
@@ -23,6 +23,7 @@ from vla_reasoner_ros.search.tree import (
     Ints,
     Tree,
     back_up,
+    best_edge,
     cut_off,
     mark_path,
     new_node,
@@ -42,7 +43,8 @@ class Wave(NamedTuple):
     children: NDArray[np.int64]  # (W,) states to imagine
     actions: NDArray[np.float32]  # (W, A)
     expand: Ints  # (W,) nodes that need candidates
-    reference: Floats  # (W, A) their reference macro-actions
+    reference: Floats  # (W, A) the macro-actions to draw around
+    scale: Floats  # (W,) how far from it, relative to the prior
 
 
 def new_wave(size: int, width: int) -> Wave:
@@ -55,23 +57,21 @@ def new_wave(size: int, width: int) -> Wave:
         actions=np.zeros((size, width), np.float32),
         expand=np.zeros(size, np.int32),
         reference=np.zeros((size, width)),
+        scale=np.zeros(size),
     )
 
 
 @numba.njit(cache=True)
-def descend(
-    tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int, fan: int
-) -> tuple[int, int]:
+def descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -> tuple[int, int]:
     """Send at most ``size`` descents from the root.
 
     Args:
         tree: the tree; its root has been evaluated.
         rules: how to choose.
-        wave: buffers; leaf, kind, expand and reference are written.
+        wave: buffers; leaf, kind, expand, reference and scale are written.
         segments: (S, A) the policy's own macro-actions, the references at depth 0 to S - 1; a
             deeper node's reference is the action that led to it.
         size: descents to start.
-        fan: candidates that a node will get.
 
     Returns:
         Descents made, fewer than ``size`` when nothing more is free, and nodes to expand.
@@ -84,19 +84,14 @@ def descend(
         while kind == NONE:
             if tree.depth[node] >= rules.depth:
                 kind = AGAIN
-            elif tree.first_edge[node] == NONE:
-                visits = tree.visits[node] + tree.in_flight[node]
-                if tree.in_flight[node] >= open_candidates(rules, visits, fan):
-                    break
-                if tree.in_flight[node] == 0:
-                    wave.expand[expanding] = node
-                    depth = tree.depth[node]
-                    if depth < len(segments):
-                        wave.reference[expanding] = segments[depth]
-                    else:
-                        wave.reference[expanding] = tree.action[tree.edge[node]]
+            elif _can_wait(tree, rules, node):
+                if tree.waiting[node] == 0:
+                    _ask(tree, rules, wave, segments, node, expanding)
                     expanding += 1
+                tree.waiting[node] += 1
                 kind = WAITING
+            elif tree.first_edge[node] == NONE:
+                break
             else:
                 edge = choose(tree, rules, node)
                 if edge == NONE:
@@ -136,8 +131,9 @@ def place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
     for i in range(made):
         if wave.kind[i] == WAITING:
             node = wave.leaf[i]
+            tree.waiting[node] = 0
             mark_path(tree, node, -1)
-            edge = choose(tree, rules, node)
+            edge = choose(tree, rules, node, True)
             if edge == NONE:
                 wave.kind[i] = DROPPED
                 continue
@@ -197,6 +193,31 @@ def lower_bound(values: Floats, pessimism: float) -> float:
     if len(values) == 1:
         return mean
     return mean - pessimism * values.std()
+
+
+@numba.njit(cache=True)
+def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
+    """Whether a descent can wait at a node for one of the candidates that it will get."""
+    if tree.first_edge[node] == NONE:
+        return tree.waiting[node] < min(rules.fan, 1 + rules.drawn)
+    if tree.waiting[node] > 0:
+        return tree.waiting[node] < min(rules.fan - tree.edge_count[node], rules.drawn)
+    return wants_candidates(tree, rules, node)
+
+
+@numba.njit(cache=True)
+def _ask(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, place: int) -> None:
+    """Note a node that needs candidates, and where to draw them."""
+    wave.expand[place], wave.scale[place] = node, 1.0
+    depth = tree.depth[node]
+    if tree.first_edge[node] != NONE:
+        wave.reference[place] = tree.action[best_edge(tree, node, rules.discount)]
+        rounds = (tree.edge_count[node] - 1) // rules.drawn
+        wave.scale[place] = rules.widening_shrink**rounds
+    elif depth < len(segments):
+        wave.reference[place] = segments[depth]
+    else:
+        wave.reference[place] = tree.action[tree.edge[node]]
 
 
 @numba.njit(cache=True)
