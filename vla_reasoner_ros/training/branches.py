@@ -43,6 +43,8 @@ ROTATION_SIGMA = 0.04
 """The same for its rotation, rad."""
 BOLD_TRANSLATION = 0.02
 """Typical translation per action of a bold move, m."""
+FALLEN = 0.01
+"""How far below the table's top an object is when it is off the table, m."""
 PILOT, EXPERT = 0, 1
 """Places of the pilot's own actions and of the undisturbed expert's among the candidates."""
 
@@ -140,6 +142,8 @@ def branch_files(folder: Path) -> list[Path]:
 def outcome_frames(branches: Branches, world: World, each: int, rng: np.random.Generator) -> Frames:
     """Labelled frames of some outcomes of every decision: what the encoder will be asked about.
 
+    Outcomes in which something has fallen off the table are left out.
+
     Args:
         branches: recorded decisions.
         world: of the same scene; its state is overwritten.
@@ -148,6 +152,8 @@ def outcome_frames(branches: Branches, world: World, each: int, rng: np.random.G
     """
     decisions = np.repeat(np.arange(len(branches)), each)
     chosen = rng.integers(0, branches.actions.shape[1], len(decisions))
+    on_table = (branches.outcome_positions[decisions, chosen, 0, :, 2] > -FALLEN).all(axis=-1)
+    decisions, chosen = decisions[on_table], chosen[on_table]
     points: dict[str, list[NDArray]] = {"agent": [], "wrist": []}
     for decision, candidate in zip(decisions, chosen, strict=True):
         world.set_state(branches.outcome_state[decision, candidate, 0])
@@ -158,11 +164,12 @@ def outcome_frames(branches: Branches, world: World, each: int, rng: np.random.G
         name: getattr(branches, f"outcome_{name}")[decisions, chosen, 0]
         for name in ("ee_position", "ee_quaternion", "gripper", "positions", "rotations", "held")
     }
+    shape = len(decisions), branches.positions.shape[1], 2
     return Frames(
         agent=branches.outcome_agent[decisions, chosen],
         wrist=branches.outcome_wrist[decisions, chosen],
-        agent_points=np.stack(points["agent"]),
-        wrist_points=np.stack(points["wrist"]),
+        agent_points=np.array(points["agent"], dtype=np.float32).reshape(shape),
+        wrist_points=np.array(points["wrist"], dtype=np.float32).reshape(shape),
         **labels,
     )
 

@@ -27,6 +27,8 @@ from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout, arm_lat
 
 Float32 = NDArray[np.float32]
 _GRIPPER_M = 0.08
+LOWEST_Z = -0.05
+"""What falls off the table is said to stop here, m: how deep it has fallen teaches nothing."""
 _BATCH = 64
 
 
@@ -115,9 +117,11 @@ def true_latents(
     yaw, up = upright(rotations)
     blocks = layout.blocks
     up = np.where(np.arange(len(layout.objects)) < blocks, up, 1.0)
+    above = positions.copy()
+    above[..., 2] = above[..., 2].clip(min=LOWEST_Z)
     parts = [
         arm,
-        positions.reshape(*lead, -1),
+        above.reshape(*lead, -1),
         np.zeros((*lead, len(layout.objects))),
         yaw[..., :blocks, :].reshape(*lead, -1),
         up,

@@ -1,0 +1,236 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.sim.tasks import TASKS
+from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.training import report_card
+from vla_reasoner_ros.training.branches import (
+    CANDIDATES,
+    EXPERT,
+    PILOT,
+    Branches,
+    branch,
+    branch_files,
+    candidates,
+    expert_macro,
+    outcome_frames,
+    record_scene,
+)
+from vla_reasoner_ros.training.latents import BranchLatents, true_latents
+from vla_reasoner_ros.training.report_card import (
+    calibration_error,
+    chance_above,
+    choice,
+    cluster_interval,
+    dynamics_measures,
+    judge,
+    rank_correlations,
+    ranking_measures,
+)
+from vla_reasoner_ros.world_models.encoder import LatentLayout
+
+LAYOUT = LatentLayout()
+
+
+@pytest.fixture
+def true():
+    return np.random.default_rng(0).uniform(0.0, 1.0, (20, 16))
+
+
+def test_perfect_reversed_and_constant_values(true):
+    assert np.allclose(rank_correlations(true, true), 1.0)
+    assert np.allclose(rank_correlations(-true, true), -1.0)
+    assert np.allclose(rank_correlations(np.zeros_like(true), true), 0.0)
+
+
+def test_candidates_without_a_true_order_are_not_ranked():
+    flat = np.full((1, 16), 0.5)
+    assert np.isnan(rank_correlations(np.arange(16.0)[None], flat)).all()
+
+
+def test_a_perfect_value_gains_what_is_possible_and_regrets_nothing(true):
+    found = choice(true, true)
+    assert np.allclose(found["gain"], found["possible"])
+    assert np.allclose(found["regret"], 0.0)
+    assert (choice(-true, true)["gain"] <= 0.0).all()
+
+
+def test_a_value_that_prefers_the_pilot_gains_nothing(true):
+    values = np.zeros_like(true)
+    values[:, PILOT] = 1.0
+    assert np.allclose(choice(values, true)["gain"], 0.0)
+
+
+def test_calibration_error_is_the_offset_of_the_values(true):
+    assert calibration_error(true, true) == pytest.approx(0.0)
+    assert calibration_error(true + 0.1, true) == pytest.approx(0.1)
+
+
+def test_chance_above_is_the_area_under_the_curve():
+    assert chance_above(np.array([0.9, 0.8]), np.array([0.1, 0.2])) == 1.0
+    assert chance_above(np.array([0.5, 0.5]), np.array([0.5])) == 0.5
+
+
+def test_intervals_know_that_decisions_of_one_scene_are_alike():
+    rng = np.random.default_rng(0)
+    scene = np.repeat(np.arange(10), 20)
+    measure = rng.normal(0.3, 0.1, 10)[scene]
+    low, high = cluster_interval(measure, scene, np.random.default_rng(1))
+    naive_low, naive_high = cluster_interval(measure, np.arange(200), np.random.default_rng(1))
+    assert low < measure.mean() < high
+    assert high - low > 2.0 * (naive_high - naive_low)
+    measure[3] = np.nan
+    assert np.isfinite(cluster_interval(measure, scene, rng)).all()
+
+
+def test_a_mark_that_is_missed_is_named_and_one_not_measured_is_not_judged():
+    marks = ("rank_correlation", "gain_low", "monotonicity")
+    good = judge({"rank_correlation": 0.6, "gain_low": 0.01}, marks)
+    assert good["passed"]
+    assert good["failures"] == []
+    bad = judge({"rank_correlation": 0.3, "gain_low": 0.0}, marks)
+    assert not bad["passed"]
+    assert bad["failures"] == [
+        "within-decision rank correlation: 0.300, expected at least 0.5",
+        "lower 95 % bound of the true gain over the pilot's own: 0.000, expected above 0",
+    ]
+    assert not judge({"rank_correlation": np.nan}, marks)["passed"]
+
+
+@pytest.fixture(scope="module")
+def world():
+    world = World()
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def branches(world):
+    return record_scene(world, "red_on_plate", 65_001, 0.5)
+
+
+def as_latents(branches, encoded_root=None):
+    """Branches whose encoder makes no error, unless told its roots."""
+    names = ("ee_position", "ee_quaternion", "gripper", "joint_velocity", "positions",
+             "rotations", "held")  # fmt: skip
+    root = true_latents(LAYOUT, *[getattr(branches, name) for name in names])
+    outcomes = true_latents(LAYOUT, *[getattr(branches, f"outcome_{name}") for name in names])
+    count = len(branches)
+    return BranchLatents(
+        scene=branches.scene,
+        task=branches.task,
+        sentence=np.zeros((count, 384), dtype=np.float32),
+        actions=branches.actions.reshape(count, CANDIDATES, 2, 4, 7),
+        progress=branches.progress,
+        outcome_progress=branches.outcome_progress,
+        root=root,
+        outcomes=outcomes[:, :, 0],
+        true_root=root,
+        true_outcomes=outcomes,
+    )
+
+
+def test_a_perfect_world_model_beats_copying_and_depends_on_its_actions(branches):
+    latents = as_latents(branches)
+    shuffled = np.roll(latents.true_outcomes, 1, axis=1)
+    noisy = latents.true_outcomes.copy()
+    noisy[..., LAYOUT.slices["ee_position"]] += 0.001
+    found = dynamics_measures(LAYOUT, noisy, shuffled, latents)
+    assert found["object_error_ratio"] == pytest.approx(0.0, abs=1e-6)
+    assert found["action_sensitivity"] > 5.0
+    assert found["arm_error_m"][0] == pytest.approx(0.001 * np.sqrt(3), rel=1e-3)
+
+
+def test_a_world_model_that_copies_is_no_better_than_copying(branches):
+    latents = as_latents(branches)
+    copied = np.broadcast_to(latents.root[:, None, None], latents.true_outcomes.shape)
+    found = dynamics_measures(LAYOUT, copied, copied, latents)
+    assert found["object_error_ratio"] == pytest.approx(1.0)
+    assert found["action_sensitivity"] == pytest.approx(1.0)
+    assert found["drift_of_untouched_objects_m"][0] == 0.0
+
+
+def test_ranking_measures_of_the_truth_are_perfect(branches):
+    latents = as_latents(branches)
+    truth = latents.outcome_progress[:, :, 0].astype(float)
+    found = ranking_measures(truth, latents, np.random.default_rng(0))
+    assert found["rank_correlation"] == pytest.approx(1.0)
+    assert found["gain"] == pytest.approx(found["possible_gain"])
+    assert found["harmed"] == 0.0
+    assert found["error_within_decision"] == pytest.approx(0.0)
+
+
+def test_branching_leaves_the_world_as_it_was(world):
+    world.reset("push_blue_back", 65_002)
+    before = world.get_state()
+    branch(world, expert_macro(world), LAYOUT, np.random.default_rng(0))
+    assert np.array_equal(world.get_state(), before)
+
+
+def test_the_recorded_outcome_is_what_the_actions_lead_to(world, branches):
+    world.set_state(branches.simulator_state[0])
+    for action in branches.actions[0, EXPERT, :4]:
+        world.apply(action.astype(np.float64))
+    assert world.progress() == pytest.approx(branches.outcome_progress[0, EXPERT, 0], abs=1e-3)
+    assert np.allclose(
+        world.true_state().tcp, branches.outcome_ee_position[0, EXPERT, 0], atol=1e-4
+    )
+
+
+def test_a_scene_is_recorded_the_same_twice(world, branches):
+    again = record_scene(world, "red_on_plate", 65_001, 0.5)
+    assert np.array_equal(again.actions, branches.actions)
+    assert np.array_equal(again.outcome_agent, branches.outcome_agent)
+
+
+def test_candidates_keep_the_pilots_and_the_experts_own():
+    pilot, expert = np.full((4, 7), 0.01), np.full((4, 7), -0.01)
+    pilot[:, 6], expert[:, 6] = 1.0, 0.0
+    drawn = candidates(pilot, expert, np.random.default_rng(0))
+    assert drawn.shape == (CANDIDATES, 4, 7)
+    assert np.array_equal(drawn[PILOT], pilot)
+    assert np.array_equal(drawn[EXPERT], expert)
+    assert set(np.unique(drawn[..., 6])) == {0.0, 1.0}
+    spread = (drawn[2:-3, :, :3].mean(axis=1) - 0.01).std()
+    assert 0.004 < spread < 0.016
+
+
+def test_outcomes_make_labelled_frames(world, branches):
+    frames = outcome_frames(branches, world, 2, np.random.default_rng(0))
+    assert len(frames) == 2 * len(branches)
+    assert np.isfinite(frames.agent_points).all(axis=-1).mean() > 0.8
+
+
+def test_what_fell_off_the_table_is_no_frame_and_not_deep_down(world, branches):
+    fallen = replace(branches, outcome_positions=branches.outcome_positions.copy())
+    fallen.outcome_positions[..., 0, 2] = -3.0
+    assert len(outcome_frames(fallen, world, 1, np.random.default_rng(0))) == 0
+    heights = as_latents(fallen).true_outcomes[..., LAYOUT.slices["object_position"]][..., 2::3]
+    assert heights.min() == pytest.approx(-0.05)
+
+
+def test_branches_come_back_from_their_file(branches, tmp_path):
+    branches.save(tmp_path / "expert_065001.npz")
+    (path,) = branch_files(tmp_path)
+    loaded = Branches.load(path)
+    assert np.array_equal(loaded.outcome_progress, branches.outcome_progress)
+    assert str(loaded.instruction[0]) == str(branches.instruction[0])
+    assert str(loaded.task[0]) in TASKS
+
+
+def test_files_that_are_no_branches_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="record them first"):
+        branch_files(tmp_path)
+    (tmp_path / "x.npz").write_bytes(b"no zip file")
+    with pytest.raises(ConfigurationError, match="not a file of branched decisions"):
+        Branches.load(tmp_path / "x.npz")
+
+
+def test_every_mark_has_a_meaning():
+    for relation, mark, meaning in report_card.MARKS.values():
+        assert relation in ("at least", "above", "below")
+        assert np.isfinite(mark)
+        assert meaning
