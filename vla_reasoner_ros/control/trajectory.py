@@ -75,7 +75,9 @@ class JointTrajectory:
 
     def sample(self, time: float) -> MotionState:
         """The state at ``time`` s; before the first knot and after the last, those knots."""
-        x = min(max(time, 0.0), self.duration)
+        if time >= self.duration:
+            return self.end
+        x = max(time, 0.0)
         index = min(max(int(np.searchsorted(self.times, x, side="right")) - 1, 0), self._last)
         x -= float(self.times[index])
         powers = np.array(

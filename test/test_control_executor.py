@@ -1,0 +1,653 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from benchmark.fuzz_control import Judge
+from vla_reasoner_ros.control.executor import (
+    ChunkExecutor,
+    ControllerState,
+    ResetRefused,
+)
+from vla_reasoner_ros.control.parameters import ControlParameters
+from vla_reasoner_ros.control.queue import ChunkRejected, RejectionReason
+from vla_reasoner_ros.errors import ConfigurationError, ObservationError
+from vla_reasoner_ros.parameters import build, replace
+from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Representation
+
+S = 1_000_000_000
+MS = 1_000_000
+GRIPPER = GripperSpec(6)
+DELTA = ActionSpec(
+    Representation.EE_DELTA, ("x", "y", "z", "rx", "ry", "rz", "gripper"), "base", 0.1, GRIPPER
+)
+
+
+class Rig:
+    """An executor, an arm that follows exactly, and a judge of every command."""
+
+    def __init__(self, **changes):
+        values = {"enable_control": True, "motion.settle_time": 0.0, "motion.lead_time": 0.0}
+        values |= {name.replace("__", "."): value for name, value in changes.items()}
+        self.parameters = build(ControlParameters, values)
+        self.executor = ChunkExecutor(self.parameters)
+        self.robot = self.executor.robot
+        self.now = 1_000 * S
+        self.judge = Judge(self.robot, self.now)
+        self.sent = []
+        self.grips = []
+        self.sequence = 0
+        self.offset = np.zeros(self.robot.joints)
+        self.measure()
+
+    def spec(self, representation):
+        return ActionSpec(representation, self.robot.joint_names, "", 0.1)
+
+    def measure(self):
+        state = self.executor.commanded(self.now)
+        position = self.robot.home if state is None else state.position
+        velocity = np.zeros(self.robot.joints) if state is None else state.velocity
+        self.executor.measured(self.now, position + self.offset, velocity)
+
+    def publish(self, commands):
+        if commands.trajectory is not None:
+            self.sent.append(commands.trajectory)
+            self.judge.receive(commands.trajectory, self.now)
+        if commands.gripper is not None:
+            self.grips.append((round((self.now - 1_000 * S) / S, 3), commands.gripper))
+
+    def chunk(self, motion, gripper=1.0, age=0.0, spec=DELTA, sequence=None):
+        motion = np.atleast_2d(motion)
+        if spec is DELTA:
+            grips = np.broadcast_to(np.asarray(gripper, dtype=float), len(motion))
+            motion = np.column_stack([motion, grips])
+        self.sequence = self.sequence + 1 if sequence is None else sequence
+        return ActionChunk(spec, motion, self.now - round(age * S), self.sequence)
+
+    def submit(self, chunk):
+        accepted = self.executor.submit(chunk, self.now)
+        self.publish(accepted.commands)
+        return accepted
+
+    def rejected(self, chunk):
+        with pytest.raises(ChunkRejected) as caught:
+            self.submit(chunk)
+        return caught.value.reason
+
+    def run(self, seconds, measure=True):
+        end = self.now + round(seconds * S)
+        while self.now < end:
+            self.now += 10 * MS
+            if measure:
+                self.measure()
+            self.publish(self.executor.tick(self.now))
+        self.judge.advance(self.now)
+        assert self.judge.problems == []
+
+    def move(self):
+        """A chunk that is under way for half a second."""
+        self.submit(self.chunk(FORWARD))
+        self.run(0.3)
+        assert not self.executor.commanded(self.now).resting
+
+    @property
+    def state(self):
+        return self.executor.status(self.now).state
+
+    @property
+    def reason(self):
+        return self.executor.status(self.now).reason
+
+    def pose(self):
+        return self.executor.kinematics.forward(self.executor.commanded(self.now).position)
+
+
+FORWARD = np.tile([0.012, 0.006, -0.01, 0.0, 0.0, 0.02], (8, 1))
+
+
+def test_a_chunk_of_displacements_ends_where_they_add_up_to():
+    rig = Rig()
+    position, quaternion = rig.pose()
+    accepted = rig.submit(rig.chunk(FORWARD))
+    assert accepted.stretch < 1.02
+    rig.run(1.5)
+    reached, turned = rig.pose()
+    np.testing.assert_allclose(reached, position + FORWARD[:, :3].sum(axis=0), atol=1e-3)
+    turn = Rotation.from_quat(turned) * Rotation.from_quat(quaternion).inv()
+    np.testing.assert_allclose(turn.as_rotvec(), [0.0, 0.0, 0.16], atol=5e-3)
+    assert rig.state is ControllerState.HOLDING
+    assert rig.reason == "no new chunk"
+
+
+@pytest.mark.parametrize("lead", [0.0, 0.02, 0.05])
+def test_chunks_that_follow_one_another_in_time_are_one_motion(lead):
+    rig = Rig(motion__lead_time=lead)
+    for _ in range(6):
+        accepted = rig.submit(rig.chunk(0.5 * FORWARD))
+        assert accepted.trimmed == 0
+        rig.run(0.4)
+        assert rig.state is ControllerState.EXECUTING
+    speeds = [np.linalg.norm(motion.trajectory.velocities[0]) for motion in rig.sent[1:]]
+    assert min(speeds) > 0.05
+
+
+def test_displacements_start_from_the_command_at_the_observation_not_from_now():
+    rig = Rig()
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(0.2)
+    seen = rig.pose()[0]
+    observed = rig.chunk(FORWARD)
+    rig.run(0.3)
+    accepted = rig.submit(observed)
+    assert accepted.trimmed == 3
+    base, _ = rig.executor.kinematics.forward(accepted.base)
+    np.testing.assert_allclose(base, seen, atol=1e-6)
+    target, _ = rig.executor.kinematics.forward(accepted.motion.trajectory.positions[-1])
+    np.testing.assert_allclose(target, seen + FORWARD[:, :3].sum(axis=0), atol=2e-3)
+    rig.run(1.0)
+
+
+def test_displacements_start_from_the_measured_arm_when_it_is_not_where_it_should_be():
+    rig = Rig(chunk__max_reference_error=0.01)
+    rig.move()
+    rig.offset[3] = 0.05
+    rig.run(0.02)
+    accepted = rig.submit(rig.chunk(0.3 * FORWARD))
+    np.testing.assert_allclose(
+        accepted.base, rig.executor.commanded(rig.now).position + rig.offset, atol=1e-9
+    )
+
+
+def test_a_chunk_that_comes_late_goes_on_where_the_arm_is():
+    rig = Rig()
+    rig.submit(rig.chunk(FORWARD))
+    observed = rig.chunk(FORWARD, age=0.0)
+    rig.run(0.35)
+    accepted = rig.submit(observed)
+    assert accepted.trimmed == 3
+    assert rig.executor.status(rig.now).actions_consumed == 3
+    rig.run(1.5)
+
+
+def test_what_is_too_fast_is_slowed_and_still_ends_there():
+    rig = Rig(motion__max_stretch=10.0)
+    position, _ = rig.pose()
+    accepted = rig.submit(rig.chunk(np.tile([0.08, 0.0, -0.03, 0, 0, 0], (2, 1))))
+    assert accepted.stretch > 1.2
+    rig.run(3.0)
+    np.testing.assert_allclose(rig.pose()[0] - position, [0.16, 0.0, -0.06], atol=2e-3)
+
+
+def test_a_lower_speed_factor_makes_the_same_way_slower():
+    fast = Rig().submit(Rig().chunk(FORWARD)).motion.trajectory
+    rig = Rig(motion__speed_factor=0.1, motion__max_stretch=20.0)
+    slow = rig.submit(rig.chunk(FORWARD)).motion.trajectory
+    assert slow.duration > 1.5 * fast.duration
+    assert np.all(np.abs(slow.velocities) <= 0.1 * rig.robot.limits.velocity)
+    np.testing.assert_allclose(slow.positions, fast.positions, atol=1e-9)
+    rig.run(slow.duration)
+
+
+def test_the_tool_is_slowed_to_its_own_speed_limit():
+    rig = Rig(motion__max_tcp_speed=0.1, motion__max_stretch=10.0)
+    accepted = rig.submit(rig.chunk(FORWARD))
+    assert accepted.stretch > 1.3
+    motion = accepted.motion.trajectory
+    for time in np.linspace(0.0, motion.duration, 100):
+        state = motion.sample(time)
+        twist = rig.executor.kinematics.jacobian(state.position) @ state.velocity
+        assert np.linalg.norm(twist[:3]) < 0.101
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("motion", "reason"),
+    [
+        ([[0.5, 0, 0, 0, 0, 0]], RejectionReason.JUMP),
+        ([[0.0, 0, 0, 0, 0, 3.0]], RejectionReason.JUMP),
+        (np.tile([0.1, 0, 0, 0, 0, 0], (8, 1)), RejectionReason.UNREACHABLE),
+        (np.tile([0, 0, -0.02, 0, 0, 0], (5, 1)), RejectionReason.WORKSPACE),
+    ],
+)
+def test_a_chunk_that_cannot_be_followed_is_refused_whole(motion, reason):
+    rig = Rig(motion__max_stretch=10.0, motion__workspace_min=(-1.0, -1.0, 0.4))
+    assert rig.rejected(rig.chunk(np.array(motion))) is reason
+    assert rig.sent == []
+    status = rig.executor.status(rig.now)
+    assert (status.chunks_accepted, status.chunks_rejected) == (0, 1)
+    assert reason.value in status.last_rejection
+
+
+def test_a_limit_that_breaks_at_the_last_step_only_is_named():
+    rig = Rig()
+    motion = np.tile(rig.robot.home, (8, 1))
+    motion[-1, 5] = rig.robot.limits.position_max[5] + 0.2
+    motion[:-1, 5] = rig.robot.limits.position_max[5] - 0.1
+    rig.executor.reset_reference(rig.now)
+    rig.executor.measured(rig.now, motion[0], np.zeros(7))
+    with pytest.raises(
+        ChunkRejected, match=r"limit: fr3_joint6 breaks its position limit of 4.1994"
+    ):
+        rig.submit(rig.chunk(motion, spec=rig.spec(Representation.JOINT_POSITION)))
+
+
+def test_while_a_chunk_is_refused_the_running_motion_goes_on_to_rest():
+    rig = Rig()
+    rig.move()
+    sent = len(rig.sent)
+    bad = FORWARD.copy()
+    bad[7, 0] = 0.5
+    assert rig.rejected(rig.chunk(bad)) is RejectionReason.JUMP
+    rig.run(1.0)
+    assert len(rig.sent) == sent
+    assert rig.executor.commanded(rig.now).resting
+
+
+def test_another_convention_is_refused():
+    rig = Rig()
+    names = ("x", "y", "z", "rx", "ry", "rz", "gripper")
+    camera = ActionSpec(Representation.EE_DELTA, names, "camera", 0.1, GRIPPER)
+    chunk = ActionChunk(camera, np.zeros((2, 7)), rig.now, 1)
+    assert rig.rejected(chunk) is RejectionReason.CONVENTION
+    pinned = ChunkExecutor(rig.parameters, action_spec=rig.spec(Representation.JOINT_DELTA))
+    pinned.measured(rig.now, rig.robot.home, np.zeros(7))
+    with pytest.raises(ChunkRejected, match=r"convention: action conventions differ"):
+        pinned.submit(rig.chunk(FORWARD), rig.now)
+
+
+def test_a_gripper_command_out_of_range_is_refused():
+    rig = Rig()
+    assert rig.rejected(rig.chunk(FORWARD, gripper=7.0)) is RejectionReason.CONTENT
+
+
+def test_nothing_moves_before_a_joint_state():
+    rig = Rig()
+    blind = ChunkExecutor(rig.parameters)
+    assert blind.commanded(rig.now) is None
+    with pytest.raises(ChunkRejected, match=r"joint_state: no joint state yet"):
+        blind.submit(rig.chunk(FORWARD), rig.now)
+
+
+def test_an_arm_that_moves_by_itself_is_left_alone():
+    rig = Rig()
+    rig.now += 10 * MS
+    rig.executor.measured(rig.now, rig.robot.home, np.full(7, 0.3))
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.JOINT_STATE
+
+
+@pytest.mark.parametrize(
+    ("positions", "velocities", "message"),
+    [
+        (np.full(7, np.nan), np.zeros(7), r"position of fr3_joint1 is not finite"),
+        (np.zeros(7), np.array([0, 0, np.inf, 0, 0, 0, 0]), r"velocity of fr3_joint3"),
+        (np.zeros(6), np.zeros(7), r"expected 7 numbers for position, got shape \(6,\)"),
+    ],
+)
+def test_a_bad_joint_state_is_refused(positions, velocities, message):
+    rig = Rig()
+    with pytest.raises(ObservationError, match=message):
+        rig.executor.measured(rig.now + MS, positions, velocities)
+
+
+# The first motion.
+
+
+def test_a_far_first_waypoint_is_approached_slowly_and_reached():
+    rig = Rig()
+    target = rig.robot.home + np.array([0.5, 0.3, 0.0, 0.2, 0.0, 0.1, 0.4])
+    spec = rig.spec(Representation.JOINT_POSITION)
+    rig.submit(rig.chunk(np.tile(target, (8, 1)), spec=spec))
+    rig.run(0.4)
+    assert rig.state is ControllerState.EXECUTING
+    speed = np.abs(rig.executor.commanded(rig.now).velocity) / rig.robot.limits.velocity
+    assert 0.05 < speed.max() <= 0.2 + 1e-6
+    rig.run(4.0)
+    np.testing.assert_allclose(rig.executor.commanded(rig.now).position, target, atol=1e-6)
+    accepted = rig.submit(rig.chunk(np.tile(target + 0.02, (8, 1)), spec=spec))
+    assert accepted.trimmed == 0
+    rig.run(1.0)
+
+
+def test_the_first_motion_leaves_the_arm_time_to_settle():
+    rig = Rig(motion__settle_time=0.2)
+    rig.submit(rig.chunk(FORWARD))
+    first = rig.sent[0].trajectory
+    np.testing.assert_array_equal(first.sample(0.199).position, rig.robot.home)
+    np.testing.assert_allclose(first.times[1], 0.2)
+    rig.run(0.5)
+    rig.submit(rig.chunk(FORWARD))
+    assert rig.executor.commanded(rig.now + 10 * MS).velocity.any()
+    rig.run(1.0)
+
+
+# Stops.
+
+
+def brake_time(rig):
+    """How long the arm needs from here to rest."""
+    begin = rig.now
+    while not rig.executor.commanded(rig.now).resting:
+        rig.run(0.01)
+        assert rig.now - begin < S
+    return (rig.now - begin) / S
+
+
+@pytest.mark.parametrize("lead", [0.0, 0.02])
+@settings(max_examples=25)
+@given(moment=st.integers(1, 80))
+def test_a_hold_decelerates_within_the_limits_whenever_it_comes(lead, moment):
+    rig = Rig(motion__lead_time=lead)
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(0.01 * moment)
+    rig.publish(rig.executor.hold(rig.now))
+    assert brake_time(rig) < 0.25
+    assert rig.state is ControllerState.HOLDING
+    assert rig.reason == "hold requested"
+
+
+def test_a_hold_is_never_a_repeated_velocity_nor_a_step():
+    rig = Rig()
+    rig.move()
+    before = rig.executor.commanded(rig.now)
+    rig.publish(rig.executor.hold(rig.now))
+    stop = rig.sent[-1].trajectory
+    np.testing.assert_allclose(stop.sample(0.0).position, before.position)
+    np.testing.assert_allclose(stop.sample(0.0).velocity, before.velocity)
+    np.testing.assert_allclose(stop.sample(0.0).acceleration, before.acceleration)
+    assert stop.end.resting
+    assert np.abs(stop.end.position - before.position).max() < 0.1
+
+
+def test_while_holding_chunks_are_refused_and_after_the_release_only_new_ones_count():
+    rig = Rig()
+    rig.move()
+    rig.publish(rig.executor.hold(rig.now, "operator"))
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.HOLDING
+    rig.run(0.5)
+    old = rig.chunk(FORWARD)
+    rig.run(0.1)
+    rig.executor.release(rig.now)
+    assert rig.rejected(old) is RejectionReason.BEFORE_RESET
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(1.0)
+
+
+def test_the_emergency_stop_is_latched_and_reset_refuses_while_it_is_set():
+    rig = Rig()
+    rig.move()
+    rig.publish(rig.executor.emergency_stop(True, rig.now))
+    brake_time(rig)
+    assert rig.state is ControllerState.STOPPED
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.STOPPED
+    with pytest.raises(ResetRefused, match=r"emergency stop is still set"):
+        rig.executor.reset(rig.now)
+    rig.publish(rig.executor.emergency_stop(False, rig.now))
+    rig.run(0.1)
+    assert rig.state is ControllerState.STOPPED
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.STOPPED
+    rig.executor.reset(rig.now)
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(1.0)
+
+
+def test_reset_refuses_while_the_arm_moves_or_is_not_seen():
+    rig = Rig()
+    rig.move()
+    rig.publish(rig.executor.emergency_stop(True, rig.now))
+    rig.executor.emergency_stop(False, rig.now)
+    with pytest.raises(ResetRefused, match=r"still decelerates"):
+        rig.executor.reset(rig.now)
+    rig.run(0.5)
+    rig.run(0.5, measure=False)
+    with pytest.raises(ResetRefused, match=r"joint state is 0.500 s old"):
+        rig.executor.reset(rig.now)
+    rig.run(0.1)
+    rig.executor.reset(rig.now)
+    assert rig.state is ControllerState.HOLDING
+
+
+def test_joint_states_that_stop_stop_the_arm_and_it_recovers():
+    rig = Rig(watchdog__max_joint_state_age=0.1)
+    rig.move()
+    sent = len(rig.sent)
+    rig.run(0.1, measure=False)
+    assert len(rig.sent) == sent
+    rig.run(0.01, measure=False)
+    assert len(rig.sent) == sent + 1
+    rig.run(0.3, measure=False)
+    assert rig.executor.commanded(rig.now).resting
+    assert "joint state is" in rig.reason
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.HOLDING
+    rig.run(0.05)
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(1.0)
+
+
+def test_an_arm_that_does_not_follow_is_held_and_the_command_returns_to_it():
+    rig = Rig()
+    rig.move()
+    frozen = rig.executor.commanded(rig.now).position
+    rig.submit(rig.chunk(np.tile([0.0, 0.05, 0.0, 0, 0, 0], (8, 1))))
+    for _ in range(300):
+        rig.now += 10 * MS
+        rig.executor.measured(rig.now, frozen, np.zeros(7))
+        rig.publish(rig.executor.tick(rig.now))
+        if "does not follow" in rig.reason:
+            break
+    assert "allowed are 0.2 rad" in rig.reason
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.HOLDING
+    for _ in range(1000):
+        rig.now += 10 * MS
+        rig.executor.measured(rig.now, frozen, np.zeros(7))
+        rig.publish(rig.executor.tick(rig.now))
+    np.testing.assert_allclose(rig.executor.commanded(rig.now).position, frozen, atol=1e-6)
+    rig.run(0.1)
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(1.5)
+
+
+def test_joints_that_jump_need_a_reset_which_takes_the_new_place():
+    rig = Rig()
+    rig.move()
+    rig.run(1.0)
+    rig.offset[0] = 0.8
+    rig.run(0.02)
+    assert "fr3_joint1 jumped by 0.800 rad" in rig.reason
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.HOLDING
+    rig.run(1.0)
+    rig.executor.reset(rig.now)
+    place = rig.robot.home + rig.offset
+    rig.executor.measured(rig.now, place, np.zeros(7))
+    np.testing.assert_array_equal(rig.executor.commanded(rig.now).position, place)
+
+
+def test_a_new_episode_starts_from_the_measured_arm():
+    rig = Rig()
+    rig.move()
+    rig.run(1.0)
+    rig.executor.reset_reference(rig.now)
+    assert rig.executor.commanded(rig.now) is None
+    elsewhere = rig.robot.home + 0.1
+    rig.executor.measured(rig.now - MS, rig.robot.home, np.zeros(7))
+    assert rig.executor.commanded(rig.now) is None
+    rig.executor.measured(rig.now, elsewhere, np.zeros(7))
+    accepted = rig.executor.submit(rig.chunk(FORWARD, sequence=1), rig.now)
+    np.testing.assert_array_equal(accepted.motion.trajectory.positions[0], elsewhere)
+
+
+def test_a_clock_that_jumps_back_ends_the_motion_by_deceleration():
+    rig = Rig()
+    rig.move()
+    moving = rig.executor.commanded(rig.now)
+    rig.now -= 100 * S
+    commands = rig.executor.tick(rig.now)
+    assert commands.trajectory.start_ns == rig.now
+    first = commands.trajectory.trajectory.sample(0.0)
+    np.testing.assert_allclose(first.velocity, moving.velocity)
+    assert commands.trajectory.trajectory.end.resting
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.JOINT_STATE
+    rig.judge = Judge(rig.robot, rig.now)
+    rig.judge.problems = []
+    for _ in range(40):
+        rig.now += 10 * MS
+        rig.measure()
+        rig.executor.tick(rig.now)
+    assert rig.executor.submit(rig.chunk(FORWARD, sequence=1), rig.now).trimmed == 0
+
+
+def test_a_clock_that_jumps_ahead_makes_joint_states_old():
+    rig = Rig()
+    rig.move()
+    rig.now += 100 * S
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.JOINT_STATE
+
+
+def test_the_last_command_before_a_shutdown_is_a_deceleration():
+    rig = Rig()
+    rig.move()
+    rig.publish(rig.executor.stop(rig.now))
+    assert brake_time(rig) < 0.25
+    assert rig.executor.stop(rig.now).trajectory is None
+
+
+# Answers to a simulator that waits.
+
+
+def test_a_repeated_motion_changes_nothing():
+    rig = Rig()
+    rig.move()
+    plan = rig.sent[-1]
+    for _ in range(4):
+        rig.publish(rig.executor.repeat(rig.now))
+        rig.run(0.05)
+        expected = plan.at(rig.now).position
+        np.testing.assert_allclose(rig.executor.commanded(rig.now).position, expected, atol=1e-9)
+    rig.run(1.5)
+    rig.publish(rig.executor.repeat(rig.now))
+    np.testing.assert_array_equal(rig.sent[-1].trajectory.velocities, 0.0)
+    rig.run(0.3)
+
+
+# The gripper.
+
+
+def test_gripper_commands_go_out_when_their_action_starts_and_only_when_they_change():
+    rig = Rig()
+    rig.submit(rig.chunk(np.zeros((6, 6)), gripper=[1, 1, 0, 0, 1, 1]))
+    rig.run(1.0)
+    assert rig.grips == [(0.0, 1.0), (0.21, 0.0), (0.41, 1.0)]
+
+
+def test_gripper_commands_may_go_out_when_their_action_ends():
+    rig = Rig(gripper__due="end")
+    rig.submit(rig.chunk(np.zeros((3, 6)), gripper=[1, 0, 0]))
+    rig.run(1.0)
+    assert rig.grips == [(0.11, 1.0), (0.21, 0.0)]
+
+
+def test_a_chunk_that_arrives_in_time_replaces_gripper_commands_due_just_then():
+    rig = Rig()
+    rig.submit(rig.chunk(np.zeros((6, 6)), gripper=[1, 1, 0, 0, 0, 0]))
+    rig.run(0.2)
+    rig.submit(rig.chunk(np.zeros((6, 6)), gripper=1))
+    rig.run(0.5)
+    assert rig.grips == [(0.0, 1.0)]
+
+
+def test_a_hold_leaves_the_gripper_as_it_is():
+    rig = Rig()
+    rig.submit(rig.chunk(FORWARD, gripper=[1, 1, 1, 1, 0, 0, 0, 0]))
+    rig.run(0.2)
+    rig.publish(rig.executor.hold(rig.now))
+    rig.run(1.0)
+    assert rig.grips == [(0.0, 1.0)]
+
+
+# Dry run and parameters.
+
+
+def test_in_a_dry_run_all_is_checked_and_nothing_leaves():
+    rig = Rig(enable_control=False)
+    accepted = rig.submit(rig.chunk(FORWARD))
+    assert accepted.motion.trajectory.duration > 0.8
+    bad = FORWARD.copy()
+    bad[3, 2] = -1.0
+    assert rig.rejected(rig.chunk(bad)) is RejectionReason.JUMP
+    rig.publish(rig.executor.hold(rig.now))
+    rig.executor.release(rig.now)
+    rig.publish(rig.executor.emergency_stop(True, rig.now))
+    rig.executor.emergency_stop(False, rig.now)
+    rig.run(0.5, measure=False)
+    rig.run(0.1)
+    rig.executor.reset(rig.now)
+    rig.publish(rig.executor.repeat(rig.now))
+    rig.publish(rig.executor.stop(rig.now))
+    assert (rig.sent, rig.grips) == ([], [])
+    assert rig.state is ControllerState.DRY_RUN
+
+
+def test_control_that_is_disabled_in_motion_stops_the_arm():
+    rig = Rig()
+    rig.move()
+    disabled = replace(rig.parameters, {"enable_control": False})
+    rig.publish(rig.executor.set_parameters(disabled, rig.now))
+    assert rig.sent[-1].trajectory.end.resting
+    assert rig.sent[-1].trajectory.duration < 0.25
+    sent = len(rig.sent)
+    rig.run(0.1)
+    rig.executor.submit(rig.chunk(FORWARD), rig.now)
+    assert len(rig.sent) == sent
+
+
+def test_a_speed_factor_that_falls_in_motion_refuses_until_the_arm_is_slow_enough():
+    rig = Rig()
+    rig.move()
+    rig.executor.set_parameters(replace(rig.parameters, {"motion.speed_factor": 0.02}), rig.now)
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.LIMIT
+    rig.run(1.0)
+    rig.submit(rig.chunk(0.05 * FORWARD))
+    rig.run(1.0)
+
+
+def test_parameters_that_cannot_work_are_refused_and_the_old_ones_stay():
+    rig = Rig()
+    with pytest.raises(ConfigurationError, match=r"workspace_min.*below"):
+        rig.executor.set_parameters(
+            replace(rig.parameters, {"motion.workspace_min": (2.0, 2.0, 2.0)}), rig.now
+        )
+    with pytest.raises(ConfigurationError, match=r"fixed at 'fr3'"):
+        rig.executor.set_parameters(replace(rig.parameters, {"robot": "panda"}), rig.now)
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"motion.speed_factor": float("nan")}, r"motion.speed_factor: expected a finite number"),
+        ({"motion.speed_factor": 0.0}, r"at least 0.01"),
+        ({"motion.workspace_max": (1.0,)}, r"expected 3 numbers or none"),
+        ({"chunk.min_dt": 1.0, "chunk.max_dt": 0.5}, r"chunk.min_dt: expected at most"),
+        ({"watchdog.max_tracking_error": -1.0}, r"watchdog.max_tracking_error"),
+        ({"gripper.due": "later"}, r"one of start, end"),
+        ({"motion.sped": 1.0}, r"did you mean"),
+    ],
+)
+def test_bad_parameters_are_named(values, message):
+    with pytest.raises(ConfigurationError, match=message):
+        build(ControlParameters, values)
+
+
+@pytest.mark.parametrize("robot", ["panda", "ur5e", "ur10e"])
+def test_the_other_arms_move_as_well(robot):
+    rig = Rig(robot=robot)
+    spec = rig.spec(Representation.JOINT_DELTA)
+    gripper = rig.robot.gripper_opening is not None
+    for _ in range(3):
+        rig.submit(rig.chunk(np.full((8, rig.robot.joints), 0.01), spec=spec))
+        rig.run(0.4)
+    rig.run(2.0)
+    assert gripper == (robot == "panda")
