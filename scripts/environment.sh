@@ -11,4 +11,7 @@ fi
 if [ -f "$_vla_root/install/setup.bash" ]; then
   source "$_vla_root/install/setup.bash"
 fi
+if [ -z "${FASTRTPS_DEFAULT_PROFILES_FILE:-}${FASTDDS_DEFAULT_PROFILES_FILE:-}" ]; then
+  export FASTRTPS_DEFAULT_PROFILES_FILE="$_vla_root/config/fastdds.xml" # the file says why
+fi
 unset _vla_root

@@ -20,6 +20,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter, parameter_value_to_python
 
 from vla_reasoner_ros.errors import VlaReasonerError
+from vla_reasoner_ros.ros.middleware import use_shared_memory
 from vla_reasoner_ros.ros.processes import ProcessGraph
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class GraphClient:
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = processes.environment[
             "ROS_AUTOMATIC_DISCOVERY_RANGE"
         ]
+        use_shared_memory(os.environ)
         self._context = rclpy.Context()
         rclpy.init(
             context=self._context,

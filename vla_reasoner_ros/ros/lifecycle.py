@@ -35,6 +35,7 @@ from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.parameters import parameter
 from vla_reasoner_ros.ros.clock import on_jump_back
 from vla_reasoner_ros.ros.diagnostics import Level, Report, Updater
+from vla_reasoner_ros.ros.middleware import use_shared_memory
 from vla_reasoner_ros.ros.parameters import NodeParameters
 
 STOP_TIMEOUT_S = 1.5
@@ -333,6 +334,7 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     The exit code is 0 after a signal, and 1 when an autostarted node cannot start or a callback
     failed.
     """
+    use_shared_memory(os.environ)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
     failures: list[BaseException] = []
