@@ -26,11 +26,20 @@ from vla_reasoner_ros.search.tree import (
     reset,
     settle_root,
 )
-from vla_reasoner_ros.search.wave import collect, descend, lower_bound, new_wave, place
+from vla_reasoner_ros.search.wave import (
+    collect,
+    descend,
+    list_leaves,
+    lower_bound,
+    new_wave,
+    note_doubt,
+    place,
+    roll_on,
+)
 from vla_reasoner_ros.types import ActionSpec
 
 Floats = NDArray[np.float64]
-_NOTHING = (np.zeros((1, 0)), np.zeros(0))
+_NOTHING = np.zeros((1, 0))
 
 
 @dataclass
@@ -175,51 +184,61 @@ class Engine:
     ) -> None:
         tree, rules, wave = self.tree, self.rules, self._wave
         parameters, gate = self.parameters, self.parameters.gate
-        step_shape = (-1, self.macro_steps, self.spec.dimensions)
         if parameters.selection == "gumbel":
             rules.noise[:] = parameters.gumbel.noise * rng.gumbel(size=len(rules.noise))
+        longest = parameters.depth if parameters.rollout else 1
         asked = not gate.enabled
-        while size := budget.begin_wave(len(wave.leaf) if asked else 1):
+        while allowed := budget.begin_wave((len(wave.leaf) if asked else 1) * longest):
+            before = int(tree.counters[NODES])
+            size = max(1, allowed // longest)
             made, expanding = descend(tree, rules, wave, segments, size)
             stages.lap("select")
             if expanding:
-                actions, log_density, origins = self.source.draw(
-                    models, wave.reference[:expanding], wave.scale[:expanding], rng
-                )
-                attach(
-                    tree,
-                    wave.expand[:expanding],
-                    actions,
-                    log_density,
-                    origins,
-                    parameters.fan,
-                    parameters.prior_temperature,
-                    parameters.support_floor,
-                    parameters.discount,
-                )
+                self._draw(models, expanding, rng)
                 stages.lap("prior")
             count = place(tree, rules, wave, made)
-            children = wave.children[:count]
-            values, uncertainty = _NOTHING
             stages.lap("select")
-            if count:
-                models.step(
-                    wave.parents[:count], wave.actions[:count].reshape(step_shape), children
-                )
-                uncertainty = doubted(models, children)
+            while count:
+                self._imagine(models, made, count)
                 outcome.calls += 1
                 stages.lap("world_model")
-                values = evaluated(models, children)
-                stages.lap("value")
-            done = collect(tree, rules, wave, made, values, uncertainty)
+                room = allowed - (int(tree.counters[NODES]) - before) if parameters.rollout else 0
+                count = roll_on(tree, rules, wave, segments, made, room) if room else 0
+                stages.lap("select")
+            leaves = wave.children[: list_leaves(wave, made)]
+            values = evaluated(models, leaves) if len(leaves) else _NOTHING
+            stages.lap("value")
+            again = collect(tree, rules, wave, made, values)
             stages.lap("backup")
-            budget.end_wave(done)
-            if not asked and count:
+            budget.end_wave(int(tree.counters[NODES]) - before + again)
+            if not asked and len(leaves):
                 asked = True
-                slope = float(values[:, 0].mean()) - float(tree.leaf_value[0])
+                slope = (float(values[:, 0].mean()) - float(tree.leaf_value[0])) / longest
                 outcome.verdict = ask(gate, slope, float(values[:, 0].std()))
                 if outcome.verdict is Verdict.SKIP:
                     budget.stop = Stop.GATE
                     return
                 if outcome.verdict is Verdict.SHORTEN:
                     budget.shorten(max(1, round(gate.fraction * budget.allowed)))
+
+    def _draw(self, models: Models, expanding: int, rng: np.random.Generator) -> None:
+        """Give the wave's nodes their candidates."""
+        wave, parameters = self._wave, self.parameters
+        drawn = self.source.draw(models, wave.reference[:expanding], wave.scale[:expanding], rng)
+        attach(
+            self.tree,
+            wave.expand[:expanding],
+            *drawn,
+            parameters.fan,
+            parameters.prior_temperature,
+            parameters.support_floor,
+            parameters.discount,
+        )
+
+    def _imagine(self, models: Models, made: int, count: int) -> None:
+        """Step the world model once for the listed states."""
+        wave = self._wave
+        shape = (count, self.macro_steps, self.spec.dimensions)
+        children = wave.children[:count]
+        models.step(wave.parents[:count], wave.actions[:count].reshape(shape), children)
+        note_doubt(wave, children, made, doubted(models, children))

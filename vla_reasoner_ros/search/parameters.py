@@ -151,6 +151,11 @@ class SearchParameters:
         "action.",
         minimum=0,
     )
+    rollout: bool = parameter(
+        False,
+        "Continue every new leaf with the policy's own macro-actions to the full depth before it "
+        "is valued, so that candidates are compared at the same distance.",
+    )
     wave: int = parameter(
         16,
         "Leaves imagined together in one batch; 1 is the textbook algorithm.",

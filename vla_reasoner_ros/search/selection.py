@@ -35,6 +35,7 @@ class Rules(NamedTuple):
     visit_offset: float
     value_scale: float
     depth: int
+    rollout: bool
     discount: float
     best_child: bool
     pessimism: float
@@ -62,6 +63,7 @@ def rules_of(parameters: SearchParameters) -> Rules:
         visit_offset=parameters.gumbel.visit_offset,
         value_scale=parameters.gumbel.value_scale,
         depth=parameters.depth,
+        rollout=parameters.rollout,
         discount=parameters.discount,
         best_child=parameters.backup == "max",
         pessimism=parameters.pessimism,

@@ -172,8 +172,9 @@ def attach(
 ) -> None:
     """Give nodes their candidates, or more of them.
 
-    A node without candidates takes the reference first, then the draws. A node that has some was
-    drawn around its best; the new ones, without that best itself, get at most its prior.
+    A node without draws takes the reference first, unless a rollout has put it there, then the
+    draws. A node that has draws gets more around its best; without that best itself, and with at
+    most its prior.
 
     Args:
         tree: the tree.
@@ -189,12 +190,14 @@ def attach(
     """
     for row in range(len(nodes)):
         node = nodes[row]
-        weight, begin = 1.0, 0
         if tree.first_edge[node] == NONE:
             reserve_edges(tree, node, fan)
-        else:
-            weight, begin = tree.prior[best_edge(tree, node, discount)], 1
         first, best = tree.first_edge[node], log_density[row].max()
+        weight, begin = 1.0, min(1, tree.edge_count[node])
+        if tree.edge_count[node] > 1:
+            weight = tree.prior[best_edge(tree, node, discount)]
+        elif begin == 1:
+            tree.prior[first] = np.exp((log_density[row, 0] - best) / temperature)
         for i in range(begin, min(actions.shape[1], begin + fan - tree.edge_count[node])):
             below = best - log_density[row, i] if best > -np.inf else 0.0
             prior = weight * np.exp(-below / temperature)

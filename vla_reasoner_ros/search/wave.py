@@ -22,11 +22,13 @@ from vla_reasoner_ros.search.tree import (
     Floats,
     Ints,
     Tree,
+    add_edge,
     back_up,
     best_edge,
     cut_off,
     mark_path,
     new_node,
+    reserve_edges,
 )
 
 NEW, WAITING, AGAIN, DROPPED = range(4)
@@ -38,6 +40,8 @@ class Wave(NamedTuple):
     """Buffers of a wave of at most W leaves; A numbers in a macro-action."""
 
     leaf: Ints  # (W,) the node that each descent ended at
+    top: Ints  # (W,) the first node that it added
+    doubt: Floats  # (W,) largest uncertainty of the states that it added
     kind: Ints  # (W,) NEW, WAITING, AGAIN or DROPPED
     parents: NDArray[np.int64]  # (W,) states to imagine from
     children: NDArray[np.int64]  # (W,) states to imagine
@@ -51,6 +55,8 @@ def new_wave(size: int, width: int) -> Wave:
     """Allocate the buffers."""
     return Wave(
         leaf=np.zeros(size, np.int32),
+        top=np.zeros(size, np.int32),
+        doubt=np.zeros(size),
         kind=np.zeros(size, np.int32),
         parents=np.zeros(size, np.int64),
         children=np.zeros(size, np.int64),
@@ -90,7 +96,7 @@ def descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -
                     expanding += 1
                 tree.waiting[node] += 1
                 kind = WAITING
-            elif tree.first_edge[node] == NONE:
+            elif tree.edge_count[node] <= 1:
                 break
             else:
                 edge = choose(tree, rules, node)
@@ -109,7 +115,7 @@ def descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -
                 break
             continue
         mark_path(tree, node, 1)
-        wave.leaf[made], wave.kind[made] = node, kind
+        wave.leaf[made], wave.top[made], wave.kind[made] = node, node, kind
         made += 1
     return made, expanding
 
@@ -137,22 +143,68 @@ def place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
             if edge == NONE:
                 wave.kind[i] = DROPPED
                 continue
-            wave.leaf[i] = _imagine(tree, node, edge)
+            wave.leaf[i] = wave.top[i] = _imagine(tree, node, edge)
             wave.kind[i] = NEW
             mark_path(tree, wave.leaf[i], 1)
         if wave.kind[i] == NEW:
-            leaf = wave.leaf[i]
-            wave.parents[count] = tree.parent[leaf]
-            wave.children[count] = leaf
-            wave.actions[count] = tree.action[tree.edge[leaf]]
+            wave.doubt[i] = 0.0
+            count += _list(tree, wave, i, count)
+    return count
+
+
+@numba.njit(cache=True)
+def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int, room: int) -> int:
+    """Lengthen the wave's new leaves above the depth limit by their reference macro-action.
+
+    Args:
+        tree: the tree.
+        rules: the depth limit.
+        wave: buffers; leaf, parents, children and actions are written.
+        segments: (S, A) as in :func:`descend`.
+        made: descents of the wave.
+        room: states that may be added.
+
+    Returns:
+        The number B of states to imagine.
+    """
+    count = 0
+    for i in range(made):
+        node = wave.leaf[i]
+        if wave.kind[i] != NEW or tree.depth[node] >= rules.depth or count == room:
+            continue
+        reserve_edges(tree, node, rules.fan)
+        action = _reference(tree, segments, node)
+        edge = add_edge(tree, node, action.astype(np.float32), 1.0, tree.origin[0])
+        wave.leaf[i] = _imagine(tree, node, edge)
+        tree.in_flight[wave.leaf[i]] = 1
+        count += _list(tree, wave, i, count)
+    return count
+
+
+@numba.njit(cache=True)
+def note_doubt(wave: Wave, leaves: NDArray[np.int64], made: int, uncertainty: Floats) -> None:
+    """Remember the uncertainty (B,) about states (B,) that were just imagined."""
+    column = 0
+    for i in range(made):
+        if column < len(leaves) and wave.kind[i] == NEW and wave.leaf[i] == leaves[column]:
+            doubt = uncertainty[column]
+            wave.doubt[i] = max(wave.doubt[i], doubt) if doubt == doubt else doubt
+            column += 1
+
+
+@numba.njit(cache=True)
+def list_leaves(wave: Wave, made: int) -> int:
+    """Write the new leaves, where their rollouts ended, to ``children``; returns their number."""
+    count = 0
+    for i in range(made):
+        if wave.kind[i] == NEW:
+            wave.children[count] = wave.leaf[i]
             count += 1
     return count
 
 
 @numba.njit(cache=True)
-def collect(
-    tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats, uncertainty: Floats
-) -> int:
+def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> int:
     """Back up a wave, cutting off the states that must not be used.
 
     Args:
@@ -160,30 +212,33 @@ def collect(
         rules: discount, backup, pessimism and the limit of uncertainty.
         wave: the wave's leaves.
         made: descents of the wave.
-        values: (K, B) values of the imagined states, one row per member of the ensemble.
-        uncertainty: (B,) of the world model about them.
+        values: (K, B) values of the new leaves, one row per member of the ensemble.
 
     Returns:
-        Simulations done: descents that were not dropped.
+        Values backed up again, without imagining anything.
     """
-    column, done = 0, 0
+    column, again = 0, 0
     for i in range(made):
         kind, leaf = wave.kind[i], wave.leaf[i]
         if kind == DROPPED:
             continue
-        done += 1
         mark_path(tree, leaf, -1)
-        if kind == NEW:
-            value = lower_bound(values[:, column], rules.pessimism)
-            doubt = uncertainty[column]
-            column += 1
-            unsupported = rules.uncertainty_limit > 0.0 and doubt > rules.uncertainty_limit
-            if not (math.isfinite(value) and math.isfinite(doubt)) or unsupported:
-                cut_off(tree, leaf)
-                continue
-            tree.leaf_value[leaf] = value
-        back_up(tree, leaf, tree.leaf_value[leaf], rules.discount, rules.best_child)
-    return done
+        if kind == AGAIN:
+            again += 1
+            back_up(tree, leaf, tree.leaf_value[leaf], rules.discount, rules.best_child)
+            continue
+        value, doubt = lower_bound(values[:, column], rules.pessimism), wave.doubt[i]
+        column += 1
+        unsupported = rules.uncertainty_limit > 0.0 and doubt > rules.uncertainty_limit
+        if not (math.isfinite(value) and math.isfinite(doubt)) or unsupported:
+            cut_off(tree, wave.top[i])
+            continue
+        back_up(tree, leaf, value, rules.discount, rules.best_child)
+        node = leaf
+        while node != tree.parent[wave.top[i]]:
+            tree.leaf_value[node] = tree.value[node]
+            node = tree.parent[node]
+    return again
 
 
 @numba.njit(cache=True)
@@ -198,8 +253,9 @@ def lower_bound(values: Floats, pessimism: float) -> float:
 @numba.njit(cache=True)
 def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
     """Whether a descent can wait at a node for one of the candidates that it will get."""
-    if tree.first_edge[node] == NONE:
-        return tree.waiting[node] < min(rules.fan, 1 + rules.drawn)
+    if tree.edge_count[node] <= 1:
+        there = tree.edge_count[node]
+        return tree.waiting[node] < min(rules.fan, 1 + rules.drawn) - there
     if tree.waiting[node] > 0:
         return tree.waiting[node] < min(rules.fan - tree.edge_count[node], rules.drawn)
     return wants_candidates(tree, rules, node)
@@ -209,15 +265,29 @@ def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
 def _ask(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, place: int) -> None:
     """Note a node that needs candidates, and where to draw them."""
     wave.expand[place], wave.scale[place] = node, 1.0
-    depth = tree.depth[node]
-    if tree.first_edge[node] != NONE:
+    if tree.edge_count[node] > 1:
         wave.reference[place] = tree.action[best_edge(tree, node, rules.discount)]
         rounds = (tree.edge_count[node] - 1) // rules.drawn
         wave.scale[place] = rules.widening_shrink**rounds
-    elif depth < len(segments):
-        wave.reference[place] = segments[depth]
     else:
-        wave.reference[place] = tree.action[tree.edge[node]]
+        wave.reference[place] = _reference(tree, segments, node)
+
+
+@numba.njit(cache=True)
+def _reference(tree: Tree, segments: Floats, node: int) -> Floats:
+    depth = tree.depth[node]
+    if depth < len(segments):
+        return segments[depth]
+    return tree.action[tree.edge[node]].astype(np.float64)
+
+
+@numba.njit(cache=True)
+def _list(tree: Tree, wave: Wave, i: int, place: int) -> int:
+    leaf = wave.leaf[i]
+    wave.parents[place] = tree.parent[leaf]
+    wave.children[place] = leaf
+    wave.actions[place] = tree.action[tree.edge[leaf]]
+    return 1
 
 
 @numba.njit(cache=True)
