@@ -46,7 +46,11 @@ from vla_reasoner_ros.weights import tensors_hash
 FORMAT = "1"
 SUFFIX = ".safetensors"
 IMAGE = "image/"
-_TYPES = {"U8": np.dtype("u1"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_TYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
 _ARRAYS = (
     "joint_positions",
     "joint_velocities",
@@ -152,7 +156,9 @@ class EpisodeWriter:
                 step, or an action that is not finite.
         """
         step = len(self._rows)
-        row = {IMAGE + name: image for name, image in observation.images.items()}
+        row: dict[str, NDArray[Any]] = {
+            IMAGE + name: image for name, image in observation.images.items()
+        }
         row |= {
             "joint_positions": _f32(observation.joint_positions),
             "joint_velocities": _f32(observation.joint_velocities),
@@ -253,12 +259,17 @@ class Episode:
         missing = [name for name in _ARRAYS if name not in self._layout]
         if missing:
             raise EpisodeError(f"episode {self.path}: missing {', '.join(missing)}")
-        lengths = {name: shape[0] for name, (_, shape, _) in self._layout.items()}
+        lengths = {name: shape[0] if shape else 0 for name, (_, shape, _) in self._layout.items()}
         if len(set(lengths.values())) != 1 or not len(self):
             raise EpisodeError(f"episode {self.path}: arrays of different lengths {lengths}")
         end = self._start + max(offsets[1] for _, _, offsets in self._layout.values())
         if end != size:
             raise EpisodeError(f"episode {self.path}: expected {end} bytes, got {size}")
+        if self.actions.shape != (len(self), self.meta.action_spec.dimensions):
+            raise EpisodeError(
+                f"episode {self.path}: expected actions of {self.meta.action_spec.names}, got shape "
+                f"{self.actions.shape}"
+            )
         _require_finite(self.actions, self.meta.action_spec, f"episode {self.path}")
 
     def __len__(self) -> int:

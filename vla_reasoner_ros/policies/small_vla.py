@@ -156,6 +156,11 @@ class SmallVlaNetwork(nn.Module):
     Buffers hold the mean and the scale of proprioception and motion over the training data.
     """
 
+    proprioception_mean: torch.Tensor
+    proprioception_scale: torch.Tensor
+    motion_mean: torch.Tensor
+    motion_scale: torch.Tensor
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture

@@ -105,12 +105,14 @@ class ChunkSamples:
         self._episode = np.repeat(np.arange(len(lengths)), lengths)
         self._step = np.concatenate([np.arange(length) for length in lengths])
         horizon, spec = architecture.horizon, episodes.action_spec
+        gripper = spec.gripper
+        assert gripper is not None  # checked with the architecture
         motion, opened, valid, state, objects = [], [], [], [], []
         for episode in episodes:
             ahead = np.arange(len(episode))[:, None] + np.arange(horizon)
             actions = episode.actions[np.minimum(ahead, len(episode) - 1)]
             motion.append(actions[..., spec.motion_indices])
-            opened.append(actions[..., spec.gripper.index] == spec.gripper.open)
+            opened.append(actions[..., gripper.index] == gripper.open)
             valid.append(ahead < len(episode))
             state.append(
                 proprioception(episode["ee_position"], episode["ee_quaternion"], episode["gripper"])
@@ -174,6 +176,9 @@ class ChunkSamples:
 
 class Cloning(nn.Module):
     """The policy's network and, while it trains, the head that reads object positions."""
+
+    objects_mean: torch.Tensor
+    objects_scale: torch.Tensor
 
     def __init__(self, architecture: Architecture, objects: int) -> None:
         super().__init__()
