@@ -267,8 +267,8 @@ class Episode:
             raise EpisodeError(f"episode {self.path}: expected {end} bytes, got {size}")
         if self.actions.shape != (len(self), self.meta.action_spec.dimensions):
             raise EpisodeError(
-                f"episode {self.path}: expected actions of {self.meta.action_spec.names}, got shape "
-                f"{self.actions.shape}"
+                f"episode {self.path}: expected actions of {self.meta.action_spec.names}, got "
+                f"shape {self.actions.shape}"
             )
         _require_finite(self.actions, self.meta.action_spec, f"episode {self.path}")
 
