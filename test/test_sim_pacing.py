@@ -48,7 +48,7 @@ def test_the_wait_ends_when_the_next_tick_is_due():
 
 @pytest.mark.parametrize("factor", [0.0, 1.0])
 def test_lockstep_passes_one_period_for_each_accepted_trajectory(factor):
-    lockstep = pacer(real_time_factor=factor, lockstep=True, lockstep_period=0.4)
+    lockstep = pacer(real_time_factor=factor, lockstep=True, lockstep_patience=0.0)
     assert run(lockstep, steps(100.0, 103.0)) == 0.0
     assert lockstep.wait(5 * SECOND, 103.0) == math.inf
     lockstep.accepted(5 * SECOND)
@@ -64,7 +64,7 @@ def test_a_trajectory_accepted_on_the_way_moves_the_stop():
 
 
 def test_standing_still_is_not_made_up_for_in_real_time():
-    lockstep = pacer(real_time_factor=1.0, lockstep=True, lockstep_period=0.4)
+    lockstep = pacer(real_time_factor=1.0, lockstep=True, lockstep_patience=0.0)
     run(lockstep, steps(100.0, 130.0))
     lockstep.accepted(5 * SECOND)
     assert run(lockstep, steps(130.0, 130.2)) == pytest.approx(0.2, abs=0.011)
@@ -81,3 +81,17 @@ def test_a_restart_stands_at_the_new_time():
 def test_a_period_off_the_grid_is_refused():
     with pytest.raises(ConfigurationError, match="whole number of ticks"):
         pacer(lockstep=True, lockstep_period=0.405)
+
+
+def test_patience_lets_a_period_pass_when_a_message_was_lost():
+    lockstep = pacer(real_time_factor=0.0, lockstep=True, lockstep_patience=10.0)
+    assert run(lockstep, [100.0, 105.0, 109.9]) == 0.0
+    assert lockstep.wait(5 * SECOND, 109.9) == pytest.approx(0.1)
+    assert run(lockstep, [110.0] * 10) == pytest.approx(0.4)
+
+
+def test_patience_begins_anew_with_every_trajectory():
+    lockstep = pacer(real_time_factor=0.0, lockstep=True, lockstep_patience=10.0)
+    run(lockstep, [100.0, 109.0])
+    lockstep.accepted(5 * SECOND)
+    assert run(lockstep, [109.5, 109.6, 109.7, 109.8, 109.9, 112.0, 119.0]) == pytest.approx(0.4)

@@ -56,6 +56,7 @@ class EpisodeRecord:
         duration_s: simulated seconds.
         progress: true progress at the end, 0 to 1.
         decisions: in order.
+        rejections: chunks that the arm controller refused.
     """
 
     task: str
@@ -67,6 +68,7 @@ class EpisodeRecord:
     duration_s: float = 0.0
     progress: float = 0.0
     decisions: list[DecisionRecord] = field(default_factory=list)
+    rejections: int = 0
 
     def summary(self) -> dict[str, Any]:
         """What the tables need, as JSON can hold it."""
@@ -83,6 +85,7 @@ class EpisodeRecord:
             "decision_ms": [round(time, 2) for time in times],
             "simulations": [int(d.statistics["simulations"]) for d in self.decisions],
             "world_model_calls": [int(d.statistics["world_model_calls"]) for d in self.decisions],
+            "rejections": self.rejections,
             "deviated": sum(bool(d.statistics["deviated"]) for d in self.decisions),
             "fallbacks": sorted(
                 {r for d in self.decisions if (r := d.statistics["fallback_reason"])}

@@ -280,8 +280,8 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
         f"deepest {statistics['max_depth']}; area by visits, from dark blue for the "
         f"lowest value, {min(tree['values']):.3f}, to yellow for the highest, "
         f"{max(tree['values']):.3f}. {statistics['world_model_calls']} batched "
-        f"calls of the world model, {statistics['time_ms']:.0f} ms in all.</p>{_candidate_table(statistics)}</div></div>"
-        "</details>"
+        f"calls of the world model, {statistics['time_ms']:.0f} ms in all.</p>"
+        f"{_candidate_table(statistics)}</div></div></details>"
     )
 
 

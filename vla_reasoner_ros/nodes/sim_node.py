@@ -27,7 +27,8 @@ from vla_reasoner_ros.srv import ResetEpisode
 
 ANSWER_S = 20.0
 """Wall-clock seconds that the loop may take to answer."""
-CAMERAS = ("agent", "wrist", "overview")
+CAMERAS = ("overview", "wrist", "agent")
+"""In the order they are published: the one that observations are timed by comes last."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,12 @@ class SimNode(LifecycleNode[SimParameters]):
 
     # Called by the loop, in its thread.
 
-    def tick(self, world: World, stamp_ns: int) -> None:
-        """Publish clock and joint states."""
+    def clock(self, stamp_ns: int) -> None:
+        """Publish the time."""
         self._time.publish(Clock(clock=to_stamp(stamp_ns)))
+
+    def joints(self, world: World, stamp_ns: int) -> None:
+        """Publish joint states."""
         data = world.data
         self._joint_states.publish(
             JointState(

@@ -25,8 +25,9 @@ TICK_NS = 10_000_000
 """Simulated time between two turns: joint states go out at 100 Hz."""
 RESET_GAP_NS = 2 * NANOSECONDS
 """The clock goes on by this much at a reset: whatever was meant for the last episode is over."""
-REPEAT_S = 1.0
-"""While simulated time stands still, all is said again this often for those who join late."""
+REPEAT_S = 0.05
+"""While simulated time stands still the clock is said again this often: whoever missed its last
+message, or comes late, must not live in the past."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ class LoopParameters(PacingParameters):
 class Outputs(Protocol):
     """Where the loop sends what happens; called in the loop's thread."""
 
-    def tick(self, world: World, stamp_ns: int) -> None:
-        """Simulated time has come to ``stamp_ns``: clock and joint states."""
+    def joints(self, world: World, stamp_ns: int) -> None:
+        """Simulated time has come to ``stamp_ns``: joint states."""
+
+    def clock(self, stamp_ns: int) -> None:
+        """The time, after the joint states of this time; again and again while it stands still."""
 
     def frames(self, world: World, stamp_ns: int) -> None:
-        """It is time for images and the simulator's state; follows :meth:`tick` of this stamp."""
+        """It is time for images and the simulator's state; follows :meth:`clock` of this time."""
 
     def failed(self, error: Exception) -> None:
         """The loop ended by an error."""
@@ -92,7 +96,7 @@ class SimulationLoop:
         self._ending = False
         self._time_ns = NANOSECONDS
         self._episode = 0
-        self._since_frames, self._said = self._frame_ticks, 0.0
+        self._since_frames = self._frame_ticks
         self._pacer = Pacer(parameters, TICK_NS, self._time_ns, time.monotonic())
         self._thread = threading.Thread(target=self._run, name="simulation", daemon=True)
         self._ready: Future[None] = Future()
@@ -195,7 +199,7 @@ class SimulationLoop:
     def _advance(self, world: World) -> None:
         """One turn: the ticks that are due, or a wait for the next one or for work."""
         if not self._running.is_set():
-            self._sleep(REPEAT_S)
+            self._sleep(1.0)
             return
         if self._since_frames >= self._frame_ticks:
             self._publish(world)
@@ -208,20 +212,22 @@ class SimulationLoop:
             if standing or self._since_frames >= self._frame_ticks:
                 self._publish(world)
             else:
-                self._outputs.tick(world, self._time_ns)
+                self._tick(world)
             if not self._work.empty():
                 return
         if not ticks:
-            now = time.monotonic()
-            repeat = self._said + REPEAT_S - now
-            self._sleep(max(0.0, min(self._pacer.wait(self._time_ns, now), repeat)))
-            if repeat <= 0.0 and self._pacer.standing(self._time_ns):
-                self._publish(world)
+            self._outputs.clock(self._time_ns)
+            self._sleep(min(self._pacer.wait(self._time_ns, time.monotonic()), REPEAT_S))
 
     def _publish(self, world: World) -> None:
-        self._since_frames, self._said = 0, time.monotonic()
-        self._outputs.tick(world, self._time_ns)
+        self._since_frames = 0
+        self._tick(world)
         self._outputs.frames(world, self._time_ns)
+
+    def _tick(self, world: World) -> None:
+        # What was measured comes before its time: no one then finds it missing.
+        self._outputs.joints(world, self._time_ns)
+        self._outputs.clock(self._time_ns)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep until there is work, at most so long."""

@@ -34,6 +34,14 @@ class PacingParameters:
         minimum=0.01,
         maximum=60.0,
     )
+    lockstep_patience: float = parameter(
+        10.0,
+        "Wall-clock time after which a period passes in lockstep without a trajectory, so that a "
+        "lost or refused message does not end everything; 0 waits for ever.",
+        unit="s",
+        minimum=0.0,
+        maximum=3600.0,
+    )
 
 
 class Pacer:
@@ -79,10 +87,12 @@ class Pacer:
         self._origin_ns = time_ns
         self._origin_wall = wall
         self._stop_ns = time_ns
+        self._stood_since = math.inf
 
     def accepted(self, time_ns: int) -> None:
         """A trajectory was accepted at this simulated time: in lockstep, let one period pass."""
         self._stop_ns = time_ns + self._period_ns
+        self._stood_since = math.inf
 
     def standing(self, time_ns: int) -> bool:
         """Whether time stands still at ``time_ns`` until the next trajectory."""
@@ -90,20 +100,30 @@ class Pacer:
 
     def ticks(self, time_ns: int, wall: float) -> int:
         """Ticks that may pass now."""
+        self._lose_patience(time_ns, wall)
         due_ns = self._due_ns(time_ns, wall)
         if self._parameters.lockstep:
             due_ns = min(due_ns, self._stop_ns)
         return max(0, (due_ns - time_ns) // self._tick_ns)
 
     def wait(self, time_ns: int, wall: float) -> float:
-        """Seconds of the wall clock until the next tick is due; infinite while time stands."""
+        """Seconds of the wall clock until the next tick is due; infinite where none will be."""
         if self.standing(time_ns):
-            return math.inf
+            patience = self._parameters.lockstep_patience
+            return max(0.0, self._stood_since + patience - wall) if patience > 0.0 else math.inf
         factor = self._parameters.real_time_factor
         if factor == 0.0:
             return 0.0
         next_ns = time_ns + self._tick_ns - self._origin_ns
         return max(0.0, self._origin_wall + next_ns / NANOSECONDS / factor - wall)
+
+    def _lose_patience(self, time_ns: int, wall: float) -> None:
+        patience = self._parameters.lockstep_patience
+        if not self.standing(time_ns):
+            return
+        self._stood_since = min(self._stood_since, wall)
+        if patience > 0.0 and wall - self._stood_since >= patience:
+            self.accepted(time_ns)
 
     def _due_ns(self, time_ns: int, wall: float) -> int:
         factor = self._parameters.real_time_factor

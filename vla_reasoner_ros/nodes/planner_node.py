@@ -1,0 +1,219 @@
+"""Observations in, action chunks out: policy and search behind one deadline."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from dataclasses import dataclass
+
+import numpy as np
+from std_srvs.srv import SetBool, Trigger
+
+from vla_reasoner_ros.components import ComponentParameters, Components, load_components
+from vla_reasoner_ros.errors import VlaReasonerError
+from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
+from vla_reasoner_ros.msg import Observation as ObservationMessage
+from vla_reasoner_ros.msg import SearchStatistics as SearchStatisticsMessage
+from vla_reasoner_ros.msg import SimulatorState as SimulatorStateMessage
+from vla_reasoner_ros.parameters import group
+from vla_reasoner_ros.planner import Planner, StateMatcher, warm_up
+from vla_reasoner_ros.reasoner import Reasoner
+from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.clock import to_nanoseconds
+from vla_reasoner_ros.ros.conversions import (
+    chunk_to_message,
+    observation_from_message,
+    statistics_to_message,
+    tree_to_message,
+)
+from vla_reasoner_ros.ros.diagnostics import Level, Report
+from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
+from vla_reasoner_ros.search.parameters import SearchParameters
+from vla_reasoner_ros.srv import GetSearchTree
+from vla_reasoner_ros.types import Decision, Observation
+
+
+@dataclass(frozen=True)
+class PlannerParameters(BaseParameters):
+    """The planner's components and its search."""
+
+    planner: ComponentParameters = group(ComponentParameters)
+    search: SearchParameters = group(SearchParameters)
+
+
+class PlannerNode(LifecycleNode[PlannerParameters]):
+    """Wires a :class:`Planner` to topics, services and diagnostics."""
+
+    parameters_class = PlannerParameters
+
+    def configure(self) -> None:
+        """Load the components, check that they fit, and decide once for warming up."""
+        parameters = self.parameters
+        self._components: Components = load_components(parameters.planner)
+        self._reasoner = Reasoner(
+            self._components.policy,
+            self._components.world_model,
+            self._components.value,
+            self._components.prior,
+            parameters.search,
+        )
+        warm_up(self._reasoner, self._components.policy, self._components.world_model)
+        self._planner = Planner(
+            self._reasoner,
+            self._components.policy.spec.action,
+            parameters.search,
+            self.now_ns,
+            self._publish,
+            self._failed,
+        )
+        self._matcher = StateMatcher(self._planner.offer)
+        self._lock = threading.Lock()
+        self._newest: Decision | None = None
+        self._errors = 0
+        self._last_error = ""
+        self._chunks = self.create_lifecycle_publisher(
+            ActionChunkMessage, "action_chunk", qos.COMMAND
+        )
+        self._statistics = self.create_lifecycle_publisher(
+            SearchStatisticsMessage, "search_statistics", qos.STATE
+        )
+        world_model = self._components.world_model
+        self._needs_state = world_model is not None and world_model.needs_simulator_state
+        self.create_subscription(
+            ObservationMessage,
+            "observation",
+            self.guarded("observation", self._observed),
+            qos.sensor("reliable", 1),
+            callback_group=self.work,
+        )
+        if self._needs_state:
+            self.create_subscription(
+                SimulatorStateMessage,
+                "simulator_state",
+                self.guarded("simulator_state", self._state_came),
+                qos.sensor("reliable", 10),
+                callback_group=self.work,
+            )
+        for kind, name, answer in (
+            (GetSearchTree, "~/get_search_tree", self._get_tree),
+            (Trigger, "~/reset", self._reset),
+            (SetBool, "~/pause", self._pause),
+        ):
+            self.create_service(kind, name, answer, callback_group=self.work)
+        self.diagnostics.add("decisions", self._report)
+        if self._components.reason:
+            self.get_logger().warning(f"the plain policy drives: {self._components.reason}")
+
+    def activate(self) -> None:
+        """Begin an episode."""
+        self._matcher.clear()
+        self._planner.start()
+
+    def deactivate(self) -> None:
+        """End the decision at hand and make no other."""
+        if not self._planner.stop():
+            raise VlaReasonerError("the decision at hand does not end")
+
+    def teardown(self) -> None:
+        """Let go of the models."""
+        self.diagnostics.remove("decisions")
+        for name in ("_planner", "_reasoner", "_components"):
+            if hasattr(self, name):
+                delattr(self, name)
+
+    def parameters_changed(self, parameters: PlannerParameters) -> None:
+        """Search parameters take effect between two decisions."""
+        self._planner.change(parameters.search)
+
+    def clock_jumped_back(self, seconds: float) -> None:
+        """A new episode begins."""
+        self._matcher.clear()
+        self._planner.reset()
+
+    def _observed(self, message: ObservationMessage) -> None:
+        observation: Observation = observation_from_message(message)
+        if self._needs_state:
+            self._matcher.observation(observation)
+        else:
+            self._planner.offer(observation)
+
+    def _state_came(self, message: SimulatorStateMessage) -> None:
+        self._matcher.state(to_nanoseconds(message.header.stamp), np.array(message.state))
+
+    def _publish(self, decision: Decision) -> None:
+        now_ns = self.now_ns()
+        with self._lock:
+            self._newest = decision
+        self._chunks.publish(chunk_to_message(decision.chunk, now_ns))
+        self._statistics.publish(statistics_to_message(decision.statistics, now_ns))
+
+    def _failed(self, error: Exception) -> None:
+        self._errors += 1
+        self._last_error = str(error)
+        trace = "" if isinstance(error, VlaReasonerError) else "\n" + traceback.format_exc()
+        self.get_logger().error(f"no decision: {error}{trace}", throttle_duration_sec=1.0)
+
+    def _get_tree(
+        self, request: GetSearchTree.Request, response: GetSearchTree.Response
+    ) -> GetSearchTree.Response:
+        with self._lock:
+            decision = self._newest
+        if decision is None or decision.tree is None:
+            response.message = (
+                "no decision yet" if decision is None else "the newest decision made no search"
+            )
+            return response
+        chunk = decision.chunk
+        response.success = True
+        response.tree = tree_to_message(
+            decision.tree, chunk.observation_stamp_ns, chunk.sequence, self.now_ns()
+        )
+        return response
+
+    def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._matcher.clear()
+        self._planner.reset()
+        response.success = True
+        return response
+
+    def _pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._planner.pause(request.data)
+        response.success = True
+        response.message = "paused" if request.data else "deciding"
+        return response
+
+    def _report(self) -> Report:
+        with self._lock:
+            decision = self._newest
+        values = {**self._components.names, "errors": self._errors, "last error": self._last_error}
+        values["unmatched observations"] = self._matcher.unmatched
+        level, text = Level.OK, "deciding"
+        if decision is None:
+            level, text = Level.WARN, "no decision yet"
+        else:
+            said = decision.statistics
+            values |= {
+                "sequence": said.sequence,
+                "status": said.status.name,
+                "time ms": said.time_ms,
+                "simulations": said.simulations,
+                "deviated": said.deviated,
+                "deadline missed": said.deadline_missed,
+                "fallback": said.fallback_reason,
+            }
+            if said.fallback_reason or said.deadline_missed:
+                level, text = Level.WARN, said.fallback_reason or "deadline missed"
+        if self._components.reason:
+            level, text = Level.WARN, f"the plain policy drives: {self._components.reason}"
+        if self._planner.paused:
+            text = "paused"
+        return Report(level, text, values)
+
+
+def main() -> None:
+    """Run the node."""
+    run(PlannerNode, "planner_node")
+
+
+if __name__ == "__main__":
+    main()
