@@ -109,7 +109,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def branches(world):
-    return record_scene(world, "red_on_plate", 65_001, 0.5)
+    return record_scene(world, "red_on_plate", 65_001, 0.3, most=3)
 
 
 def as_latents(branches, encoded_root=None):
@@ -181,7 +181,7 @@ def test_the_recorded_outcome_is_what_the_actions_lead_to(world, branches):
 
 
 def test_a_scene_is_recorded_the_same_twice(world, branches):
-    again = record_scene(world, "red_on_plate", 65_001, 0.5)
+    again = record_scene(world, "red_on_plate", 65_001, 0.3, most=3)
     assert np.array_equal(again.actions, branches.actions)
     assert np.array_equal(again.outcome_agent, branches.outcome_agent)
 

@@ -335,7 +335,12 @@ def _next_macro(
 
 
 def record_scene(
-    world: World, task: str, seed: int, share: float, policy: Any = None
+    world: World,
+    task: str,
+    seed: int,
+    share: float,
+    policy: Any = None,
+    most: int = EPISODE_ACTIONS // MACRO_STEPS,
 ) -> Branches | None:
     """Drive one episode and branch on some of its decisions.
 
@@ -345,6 +350,7 @@ def record_scene(
         seed: of scene, pilot and candidates.
         share: of the macro-actions that are branched.
         policy: drives instead of the disturbed expert.
+        most: decisions after which the episode is left.
 
     Returns:
         The decisions, or None when the episode ended before there was one.
@@ -360,7 +366,7 @@ def record_scene(
             decisions.append(branch(world, actions, layout, rng))
         for action in actions:
             world.apply(action)
-        if world.success():
+        if world.success() or len(decisions) == most:
             break
     return Branches.stack(decisions) if decisions else None
 
