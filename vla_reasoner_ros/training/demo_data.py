@@ -282,5 +282,8 @@ def _work(job: Job) -> bool:
     if "world" not in _worker:
         _worker["world"] = World()
     if job.kind is Kind.POLICY and job.policy not in _worker:
+        import torch
+
+        torch.set_num_threads(1)  # the processes share the cores already
         _worker[job.policy] = plugins.create("policy", job.policy)
     return record(_worker["world"], job, _worker.get(job.policy))

@@ -340,6 +340,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train on the successes of the expert and the disturbed expert, save the best weights."""
     episodes = EpisodeSet.open(*arguments.data)
     episodes = episodes.where(kind=(Kind.EXPERT, Kind.NOISY_EXPERT), success=True)
+    available = len(episodes)
     if arguments.episodes:
         # Every so manieth keeps tasks and kinds in proportion.
         keep = np.linspace(0, len(episodes) - 1, min(arguments.episodes, len(episodes)))
@@ -382,6 +383,7 @@ def run(arguments: argparse.Namespace) -> int:
         identity=identity,
     )
     card = _card(arguments, episodes, architecture, data, instructions, result.metrics)
+    card["data"] = data | {"episodes_used": len(episodes), "episodes_available": available}
     card["metrics"]["best_step"] = result.best_step
     stem = arguments.output or models_directory() / NAME
     save_model(stem, module.network.state_dict(), card, half=True)
