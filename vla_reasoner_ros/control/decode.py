@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+import pinocchio as pin
 
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.parameters import ChunkParameters, GripperParameters
@@ -55,6 +55,7 @@ def joint_waypoints(
     seed: FloatArray,
     first: int,
     parameters: ChunkParameters,
+    margin: float = 0.0,
 ) -> FloatArray:
     """The joint positions that actions ``first`` to ``H - 1`` lead to.
 
@@ -70,6 +71,7 @@ def joint_waypoints(
         seed: (J,) rad, the joints that inverse kinematics start from.
         first: the first action that is still ahead.
         parameters: tolerances and largest steps.
+        margin: distance that inverse kinematics keeps from the position limits, rad.
 
     Returns:
         (H - first, J) rad.
@@ -97,6 +99,7 @@ def joint_waypoints(
         parameters.posture_gain,
         parameters.position_tolerance,
         parameters.rotation_tolerance,
+        margin,
     )
 
 
@@ -137,11 +140,11 @@ def _displaced(
     _require_steps(chunk, distances, parameters.max_translation_step, "translation", "m")
     _require_steps(chunk, angles, parameters.max_rotation_step, "rotation", "rad")
     position, quaternion = kinematics.forward(base)
-    rotation = Rotation.from_quat(quaternion)
+    rotation = pin.Quaternion(quaternion).toRotationMatrix()
     quaternions = np.empty((len(motion), 4))
-    for index, turn in enumerate(Rotation.from_rotvec(motion[:, 3:])):
-        rotation = turn * rotation
-        quaternions[index] = rotation.as_quat()
+    for index, turn in enumerate(motion[:, 3:]):
+        rotation = pin.exp3(turn) @ rotation
+        quaternions[index] = pin.Quaternion(rotation).coeffs()
     return position + np.cumsum(motion[:, :3], axis=0), quaternions
 
 

@@ -45,6 +45,7 @@ IMPOSSIBLE_SPEED = 3.0  # times the velocity limit: a joint that is read so fast
 IMPOSSIBLE_STEP = 0.1  # rad on top
 MOVING = 0.05  # rad/s; an arm that is read slower counts as standing
 REPEATED_REST = 0.1  # s; a repeated motion ends that much later, to be there before its end
+OVERSHOOT = 0.02  # rad; room beyond the margin for a spline that swings past its waypoints
 HISTORY = 4096  # joint states kept
 
 
@@ -367,6 +368,7 @@ class ChunkExecutor:
                 start.position,
                 trimmed.first,
                 self.parameters.chunk,
+                self.parameters.motion.position_margin + OVERSHOOT,
             )
             if self._approach_is_slow(chunk.spec, start, waypoints[0]):
                 return _Plan(self._planner.to(start, waypoints[0]), 1.0, True, openings)
@@ -682,7 +684,13 @@ class ChunkExecutor:
 
     def _measured_then(self, time_ns: int) -> FloatArray:
         """The measured joints at an earlier time: the sample nearest to it."""
-        return min(self._states, key=lambda state: abs(state.stamp_ns - time_ns)).positions
+        later = self._states[-1]
+        for state in reversed(self._states):
+            if state.stamp_ns <= time_ns:
+                near = later.stamp_ns - time_ns < time_ns - state.stamp_ns
+                return later.positions if near and later.stamp_ns > time_ns else state.positions
+            later = state
+        return later.positions
 
     def _joints_at(self, stamp_ns: int) -> FloatArray:
         """What displacements start from: commanded joints while the arm followed, else measured."""

@@ -60,11 +60,9 @@ class Kinematics:
         self._frame = self._model.getFrameId(robot.tcp_frame)
         self._base = _base_placement(self._model, self._data, robot.base_frame)
         self._base_rotation = self._base.rotation.T.copy()
-        self._lower = robot.limits.position_min
-        self._upper = robot.limits.position_max
         self._chain = _chain(self._model, self._data, self._frame, self._base)
-        _, offsets, _, tool = self._chain
-        self._reach = float(sum(np.linalg.norm(offset) for offset in (*offsets, tool)))
+        lengths = [np.linalg.norm(link.offset_and_axis[:, 0]) for link in self._chain.links]
+        self._reach = float(sum(lengths) + np.linalg.norm(self._chain.tool))
 
     def forward(self, joints: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The TCP pose at joint positions (J,): position (3,) and quaternion (4,) x y z w."""
@@ -94,23 +92,24 @@ class Kinematics:
         Returns:
             Positions in m, and twists (linear m/s over angular rad/s) in the base frame.
         """
-        rotations, offsets, axes, tool = self._chain
         count = len(joints)
-        rotation = np.broadcast_to(np.eye(3), (count, 3, 3))
+        sines, versines = np.sin(joints), 1.0 - np.cos(joints)
+        rates = velocities[:, :, None]
+        rotation = np.empty((count, 3, 3))
+        rotation[:] = np.eye(3)
         position = np.zeros((count, 3))
-        directions = np.empty((len(axes), count, 3))
-        origins = np.empty((len(axes), count, 3))
-        for index, axis in enumerate(axes):
-            position = position + rotation @ offsets[index]
-            rotation = rotation @ rotations[index]
-            directions[index] = rotation @ axis
-            origins[index] = position
-            rotation = rotation @ _rotations(axis, joints[:, index])
-        position = position + rotation @ tool
-        rates = velocities.T[:, :, None]
-        angular = (rates * directions).sum(axis=0)
-        linear = (rates * np.cross(directions, position - origins)).sum(axis=0)
-        return position, np.concatenate([linear, angular], axis=1)
+        angular = np.zeros((count, 3))
+        moment = np.zeros((count, 3))  # sum of rate * direction x origin
+        for index, link in enumerate(self._chain.links):
+            placed = rotation @ link.offset_and_axis
+            position = position + placed[:, :, 0]
+            spin = rates[:, index] * placed[:, :, 1]
+            angular += spin
+            moment += _cross(spin, position)
+            turn = sines[:, index, None] * link.sine + versines[:, index, None] * link.versine
+            rotation = rotation @ (turn + link.constant).reshape(count, 3, 3)
+        position = position + rotation @ self._chain.tool
+        return position, np.concatenate([_cross(angular, position) - moment, angular], axis=1)
 
     def inverse(
         self,
@@ -120,6 +119,7 @@ class Kinematics:
         posture_gain: float = 0.0,
         position_tolerance: float = 1e-3,
         rotation_tolerance: float = 5e-3,
+        margin: float = 0.0,
     ) -> InverseSolution:
         """Joint positions near ``seed`` that put the TCP at a pose.
 
@@ -135,6 +135,8 @@ class Kinematics:
             posture_gain: fraction of the way toward home in the null space, [0, 1].
             position_tolerance: error that is still accepted, m.
             rotation_tolerance: error that is still accepted, rad.
+            margin: distance kept from the position limits, rad; a joint of the seed that is closer
+                may stay as close.
 
         Raises:
             KinematicsError: the pose is not reached within the tolerances.
@@ -147,9 +149,14 @@ class Kinematics:
             )
         target_rotation = pin.Quaternion(np.asarray(quaternion, dtype=np.float64)).normalized()
         target_rotation = target_rotation.toRotationMatrix()
-        joints = np.clip(np.asarray(seed, dtype=np.float64), self._lower, self._upper)
+        limits = self.robot.limits
+        joints = np.clip(
+            np.asarray(seed, dtype=np.float64), limits.position_min, limits.position_max
+        )
+        lower = np.minimum(limits.position_min + margin, joints)
+        upper = np.maximum(limits.position_max - margin, joints)
         if posture_gain > 0.0:
-            joints = self._toward_home(joints, posture_gain)
+            joints = np.clip(joints + self._toward_home(joints, posture_gain), lower, upper)
         best = InverseSolution(joints, np.inf, np.inf, 0)
         for iteration in range(MAX_ITERATIONS):
             pose = self._pose(joints)
@@ -174,7 +181,7 @@ class Kinematics:
                 and best.rotation_error < CONVERGED_ROTATION
             ):
                 break
-            step = self._step(joints, error)
+            step = self._step(joints, error, lower, upper)
             if np.max(np.abs(step)) < 1e-12:
                 break
             joints = joints + step
@@ -195,6 +202,7 @@ class Kinematics:
         posture_gain: float = 0.0,
         position_tolerance: float = 1e-3,
         rotation_tolerance: float = 5e-3,
+        margin: float = 0.0,
     ) -> FloatArray:
         """Joint positions (N, J) along poses, each solved from the one before: one branch.
 
@@ -205,6 +213,7 @@ class Kinematics:
             posture_gain: as for :meth:`inverse`, once per pose.
             position_tolerance: error that is still accepted, m.
             rotation_tolerance: error that is still accepted, rad.
+            margin: distance kept from the position limits, rad.
 
         Raises:
             KinematicsError: a pose is not reached within the tolerances; the message counts it.
@@ -220,6 +229,7 @@ class Kinematics:
                     posture_gain,
                     position_tolerance,
                     rotation_tolerance,
+                    margin,
                 )
             except KinematicsError as error:
                 raise KinematicsError(f"pose {index} of {len(positions)}: {error}") from None
@@ -231,37 +241,41 @@ class Kinematics:
         pose = pin.updateFramePlacement(self._model, self._data, self._frame)
         return self._base.actInv(pose)
 
-    def _step(self, joints: FloatArray, error: FloatArray) -> FloatArray:
-        """One damped Newton step (J,) that stays within the position limits."""
+    def _step(
+        self, joints: FloatArray, error: FloatArray, lower: FloatArray, upper: FloatArray
+    ) -> FloatArray:
+        """One damped Newton step (J,) that stays within position bounds."""
         jacobian = self.jacobian(joints)
-        step = np.zeros(len(joints))
-        free = np.ones(len(joints), dtype=bool)
-        while free.any():
+        step = _shortened(jacobian.T @ _damped_solve(jacobian, error))
+        moved = joints + step
+        outside = (moved < lower) | (moved > upper)
+        free = ~outside
+        while outside.any() and free.any():
+            step[outside] = np.clip(moved, lower, upper)[outside] - joints[outside]
             columns = jacobian[:, free]
-            step[free] = columns.T @ _damped_solve(
-                columns, error - jacobian[:, ~free] @ step[~free]
-            )
-            largest = np.max(np.abs(step))
-            if largest > MAX_ITERATION_STEP:
-                step *= MAX_ITERATION_STEP / largest
+            left = error - jacobian[:, ~free] @ step[~free]
+            step[free] = columns.T @ _damped_solve(columns, left)
+            step = _shortened(step)
             moved = joints + step
-            outside = free & ((moved < self._lower) | (moved > self._upper))
-            if not outside.any():
-                break
-            step[outside] = np.clip(moved, self._lower, self._upper)[outside] - joints[outside]
+            outside = free & ((moved < lower) | (moved > upper))
             free &= ~outside
-        return step
+        return np.asarray(np.clip(moved, lower, upper) - joints)
 
     def _toward_home(self, joints: FloatArray, gain: float) -> FloatArray:
         jacobian = self.jacobian(joints)
         wish = gain * (self.robot.home - joints)
-        wish -= jacobian.T @ _damped_solve(jacobian, jacobian @ wish)
-        return np.clip(joints + wish, self._lower, self._upper)
+        return np.asarray(wish - jacobian.T @ _damped_solve(jacobian, jacobian @ wish))
 
 
 def _total(solution: InverseSolution) -> float:
     """One number to compare solutions by; a radian weighs as much as a metre."""
     return solution.position_error + solution.rotation_error
+
+
+def _shortened(step: FloatArray) -> FloatArray:
+    """A step whose largest element is within what the linearisation bears."""
+    largest = np.abs(step).max()
+    return step * (MAX_ITERATION_STEP / largest) if largest > MAX_ITERATION_STEP else step
 
 
 def _damped_solve(jacobian: FloatArray, error: FloatArray) -> FloatArray:
@@ -272,12 +286,13 @@ def _damped_solve(jacobian: FloatArray, error: FloatArray) -> FloatArray:
     return vectors @ ((vectors.T @ error) / (squares + (DAMPING * lack) ** 2 + 1e-15))
 
 
-def _rotations(axis: FloatArray, angles: FloatArray) -> FloatArray:
-    """Rotation matrices (M, 3, 3) about one axis (3,) by angles (M,): Rodrigues' formula."""
-    cross = np.array([[0.0, -axis[2], axis[1]], [axis[2], 0.0, -axis[0]], [-axis[1], axis[0], 0.0]])
-    sine = np.sin(angles)[:, None, None]
-    versine = (1.0 - np.cos(angles))[:, None, None]
-    return np.eye(3) + sine * cross + versine * (cross @ cross)
+def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Cross products of rows (M, 3)."""
+    c = np.empty_like(a)
+    c[:, 0] = a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1]
+    c[:, 1] = a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2]
+    c[:, 2] = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    return c
 
 
 def _model_from_table(robot: Robot) -> pin.Model:
@@ -334,20 +349,42 @@ def _base_placement(model: pin.Model, data: pin.Data, base: str) -> pin.SE3:
     return data.oMf[model.getFrameId(base)].copy()
 
 
-Chain = tuple[list[FloatArray], list[FloatArray], list[FloatArray], FloatArray]
+@dataclass(frozen=True)
+class _Link:
+    """A joint and what precedes it, in the frame of the joint before.
+
+    The joint's rotation is ``constant + sin(q) sine + (1 - cos(q)) versine`` (Rodrigues' formula),
+    each (9,) row by row.
+    """
+
+    offset_and_axis: FloatArray  # (3, 2)
+    constant: FloatArray
+    sine: FloatArray
+    versine: FloatArray
 
 
-def _chain(model: pin.Model, data: pin.Data, frame: int, base: pin.SE3) -> Chain:
-    """The serial chain as fixed rotations, offsets, joint axes and the TCP's offset."""
-    neutral = pin.neutral(model)
-    pin.computeJointJacobians(model, data, neutral)
-    rotations, offsets, axes = [], [], []
+@dataclass(frozen=True)
+class _Chain:
+    links: list[_Link]
+    tool: FloatArray  # (3,)
+
+
+def _chain(model: pin.Model, data: pin.Data, frame: int, base: pin.SE3) -> _Chain:
+    pin.computeJointJacobians(model, data, pin.neutral(model))
+    links = []
     for joint in range(1, model.njoints):
         placement = model.jointPlacements[joint]
         if joint == 1:
             placement = base.inverse() * placement
-        rotations.append(placement.rotation.copy())
-        offsets.append(placement.translation.copy())
         local = pin.getJointJacobian(model, data, joint, pin.ReferenceFrame.LOCAL)
-        axes.append(local.reshape(6, -1)[3:, joint - 1].copy())
-    return rotations, offsets, axes, model.frames[frame].placement.translation.copy()
+        axis = local.reshape(6, -1)[3:, joint - 1].copy()
+        rotation, cross = placement.rotation, pin.skew(axis)
+        links.append(
+            _Link(
+                np.stack([placement.translation, rotation @ axis], axis=1),
+                rotation.ravel().copy(),
+                (rotation @ cross).ravel(),
+                (rotation @ cross @ cross).ravel(),
+            )
+        )
+    return _Chain(links, model.frames[frame].placement.translation.copy())

@@ -92,9 +92,24 @@ class JointTrajectory:
 
     def sample_positions(self, times: FloatArray) -> FloatArray:
         """Positions (M, J) at ascending ``times`` (M,) within the duration, s."""
-        index = np.searchsorted(self.times, times, side="right") - 1
-        np.clip(index, 0, self._last, out=index)
-        return _horner(self._coefficients[:, index], (times - self.times[index])[:, None])
+        return self._evaluate(self._coefficients, times)
+
+    def sample_velocities(self, times: FloatArray) -> FloatArray:
+        """Velocities (M, J) at ascending ``times`` (M,) within the duration, s."""
+        rates = self._coefficients[1:] * np.arange(1.0, 6.0)[:, None, None]
+        return self._evaluate(rates, times)
+
+    def _evaluate(self, coefficients: FloatArray, times: FloatArray) -> FloatArray:
+        """Polynomials (K, N - 1, J) of the intervals at ascending times (M,): (M, J)."""
+        bounds = np.searchsorted(times, self.times[1:-1])
+        values = np.empty((len(times), coefficients.shape[2]))
+        for index, (first, last) in enumerate(
+            zip([0, *bounds], [*bounds, len(times)], strict=True)
+        ):
+            if first < last:
+                powers = _powers(times[first:last] - self.times[index], len(coefficients))
+                values[first:last] = powers @ coefficients[:, index]
+        return values
 
     @cached_property
     def _coefficients(self) -> FloatArray:
@@ -339,7 +354,7 @@ def velocity_bounds(position: FloatArray, limits: JointLimits) -> tuple[FloatArr
 
 
 _GRID = np.linspace(0.0, 1.0, SAMPLES_PER_SEGMENT)
-_POWERS = np.stack([_GRID**power for power in range(6)], axis=1)
+_POWERS = _GRID[:, None] ** np.arange(6.0)
 
 
 def _samples(
@@ -407,13 +422,13 @@ def _unit_coefficients(trajectory: JointTrajectory) -> FloatArray:
     return coefficients
 
 
-def _horner(coefficients: FloatArray, x: FloatArray) -> FloatArray:
-    value = coefficients[-1] * x
-    for coefficient in coefficients[-2:0:-1]:
-        value += coefficient
-        value *= x
-    value += coefficients[0]
-    return value
+def _powers(x: FloatArray, count: int) -> FloatArray:
+    """Powers 0 to ``count - 1`` of (M,) numbers, (M, count)."""
+    powers = np.empty((count, len(x)))
+    powers[0] = 1.0
+    for exponent in range(1, count):
+        np.multiply(powers[exponent - 1], x, out=powers[exponent])
+    return powers.T
 
 
 def _whole_nanoseconds(times: FloatArray) -> FloatArray:

@@ -19,6 +19,8 @@ from vla_reasoner_ros.types import FloatArray
 PERIOD = 1e-3  # s, the resampling period
 CARTESIAN_STRIDE = 10  # every 10 ms: 0.1 mm between samples at the arm's largest acceleration
 RELATIVE_TOLERANCE = 1e-5  # rounding of differences over 1 ms, and of knot times to 1 ns
+_BEFORE = 3  # samples before the start that its differences need
+_AFTER = 3  # samples after the end, likewise
 MAX_DURATION = 600.0  # s, bounds the memory that one check may take
 
 
@@ -67,37 +69,56 @@ def joint_violation(trajectory: JointTrajectory, limits: JointLimits) -> Violati
     structural = _structure(trajectory)
     if structural is not None:
         return structural
-    period = PERIOD
-    count = int(np.ceil(trajectory.duration / period - 1e-9))
-    times = np.minimum(np.arange(count + 1) * period, trajectory.duration)
-    position = np.concatenate([_before(trajectory), trajectory.sample_positions(times)])
-    at_end = np.repeat(position[-1:], 3, axis=0)
-    position = np.concatenate([position, at_end])
-    times = np.concatenate([times, times[-1] + period * np.arange(1.0, 4.0)])
-    velocity = np.diff(position, axis=0) / period
-    acceleration = np.diff(velocity, axis=0) / period
-    jerk = np.diff(acceleration, axis=0) / period
-    position, velocity, acceleration = position[3:], velocity[2:], acceleration[1:]
-    lower, upper = limits.position_min, limits.position_max
-    slow, fast = velocity_bounds(position, limits)
+    count = int(np.ceil(trajectory.duration / PERIOD - 1e-9))
+    times = np.minimum(np.arange(count + 1) * PERIOD, trajectory.duration)
+    played = np.concatenate([_before(trajectory), trajectory.sample_positions(times)])
+    # One row per joint, and rest after the end: differences and extremes run along memory.
+    position = np.empty((len(names), len(played) + _AFTER))
+    position[:, : len(played)] = played.T
+    position[:, len(played) :] = played[-1][:, None]
+    velocity = np.diff(position) / PERIOD
+    acceleration = np.diff(velocity) / PERIOD
+    jerk = np.diff(acceleration) / PERIOD
+    position = position[:, _BEFORE:]
+    slow, fast = -limits.velocity[:, None], limits.velocity[:, None]
+    if limits.velocity_envelope is not None:
+        slow, fast = (bound.T for bound in velocity_bounds(position.T, limits))
+    acceleration_limit, jerk_limit = limits.acceleration[:, None], limits.jerk[:, None]
+    low, high = limits.position_min[:, None], limits.position_max[:, None]
     checks = (
-        ("position", "rad", position, lower, upper, 1e-9),
-        ("velocity", "rad/s", velocity, slow, fast, 1e-6),
-        ("acceleration", "rad/s^2", acceleration, -limits.acceleration, limits.acceleration, 1e-4),
-        ("jerk", "rad/s^3", jerk, -limits.jerk, limits.jerk, 1e-1),
+        ("position", "rad", position, low, high, 1e-9),
+        ("velocity", "rad/s", velocity[:, 2:], slow, fast, 1e-6),
+        (
+            "acceleration",
+            "rad/s^2",
+            acceleration[:, 1:],
+            -acceleration_limit,
+            acceleration_limit,
+            1e-4,
+        ),
+        ("jerk", "rad/s^3", jerk, -jerk_limit, jerk_limit, 1e-1),
     )
-    for name, unit, values, low, high, slack in checks:
-        tolerance = slack + RELATIVE_TOLERANCE * np.abs(high)
-        broken = (values < low - tolerance) | (values > high + tolerance)
-        if broken.any():
-            step, joint = np.argwhere(broken)[0]
-            value = values[step, joint]
-            bound = np.broadcast_to(
-                high if value > 0.5 * (low + high)[..., joint].mean() else low, values.shape
-            )[step, joint]
-            return Violation(
-                names[joint], name, float(times[step]), float(value), float(bound), unit
+    for name, unit, values, lowest, highest, slack in checks:
+        tolerance = slack + RELATIVE_TOLERANCE * np.abs(highest)
+        if lowest.shape[1] == 1:
+            inside = np.all(values.min(axis=1) >= (lowest - tolerance)[:, 0]) and np.all(
+                values.max(axis=1) <= (highest + tolerance)[:, 0]
             )
+        else:
+            inside = np.all(values >= lowest - tolerance) and np.all(values <= highest + tolerance)
+        if inside:
+            continue
+        under = values < lowest - tolerance
+        step, joint = np.argwhere((under | (values > highest + tolerance)).T)[0]
+        bound = np.broadcast_to(lowest if under[joint, step] else highest, values.shape)
+        return Violation(
+            names[joint],
+            name,
+            float(step * PERIOD),
+            float(values[joint, step]),
+            float(bound[joint, step]),
+            unit,
+        )
     return None
 
 
@@ -122,13 +143,11 @@ def tcp_violation(
     """
     step = PERIOD * CARTESIAN_STRIDE
     times = np.append(np.arange(0.0, trajectory.duration, step), trajectory.duration)
-    joints = trajectory.sample_positions(times)
-    velocities = np.gradient(joints, step, axis=0) if len(times) > 2 else np.zeros_like(joints)
-    position, twist = kinematics.twists(joints, velocities)
-    outside = (position < workspace.min) | (position > workspace.max)
-    speeds = np.stack(
-        [np.linalg.norm(twist[:, :3], axis=1), np.linalg.norm(twist[:, 3:], axis=1)], axis=1
+    position, twist = kinematics.twists(
+        trajectory.sample_positions(times), trajectory.sample_velocities(times)
     )
+    outside = (position < workspace.min) | (position > workspace.max)
+    speeds = np.sqrt(np.square(twist).reshape(-1, 2, 3).sum(axis=2))
     bounds = np.array([linear_speed, angular_speed])
     ratio = float((speeds / bounds).max())
     if outside.any():
