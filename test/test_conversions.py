@@ -23,7 +23,7 @@ from vla_reasoner_ros.errors import (
     ObservationError,
     TrajectoryError,
 )
-from vla_reasoner_ros.ros import conversions
+from vla_reasoner_ros.ros import conversions, reports
 from vla_reasoner_ros.ros.clock import to_nanoseconds, to_stamp
 from vla_reasoner_ros.search.statistics import SearchStatistics, Status, TreeSnapshot
 from vla_reasoner_ros.types import (
@@ -421,7 +421,7 @@ def test_statistics_survive_the_way_there_and_back():
         candidate_origins=["policy", "kde"],
         drift=0.25,
     )
-    received = conversions.statistics_from_message(conversions.statistics_to_message(sent, STAMP))
+    received = reports.statistics_from_message(reports.statistics_to_message(sent, STAMP))
     assert received == sent
 
 
@@ -438,7 +438,7 @@ def test_a_tree_survives_the_way_there_and_back_but_for_its_states():
         slots=np.arange(3),
         ee_positions=RNG.normal(size=(3, 3)),
     )
-    received = conversions.tree_from_message(conversions.tree_to_message(sent, STAMP, 4, STAMP))
+    received = reports.tree_from_message(reports.tree_to_message(sent, STAMP, 4, STAMP))
     equal(dataclasses.replace(sent, slots=np.full(3, -1)), received)
 
 

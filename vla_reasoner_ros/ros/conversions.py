@@ -6,9 +6,8 @@ Whatever a message says wrongly becomes a named error here; the dataclasses chec
 from __future__ import annotations
 
 import array
-import dataclasses
 import struct
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Duration
@@ -32,10 +31,8 @@ from vla_reasoner_ros.errors import (
 from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
 from vla_reasoner_ros.msg import ControllerStatus as ControllerStatusMessage
 from vla_reasoner_ros.msg import Observation as ObservationMessage
-from vla_reasoner_ros.msg import SearchStatistics as SearchStatisticsMessage
-from vla_reasoner_ros.msg import SearchTree as SearchTreeMessage
 from vla_reasoner_ros.ros.clock import NANOSECONDS, to_nanoseconds, to_stamp
-from vla_reasoner_ros.search.statistics import SearchStatistics, Status, TreeSnapshot
+from vla_reasoner_ros.ros.fields import fill, read
 from vla_reasoner_ros.types import (
     ActionChunk,
     ActionSpec,
@@ -44,8 +41,6 @@ from vla_reasoner_ros.types import (
     GripperSpec,
     Observation,
 )
-
-M = TypeVar("M")
 
 _SOURCES = {
     ChunkSource.SEARCH: ActionChunkMessage.SOURCE_SEARCH,
@@ -391,105 +386,14 @@ def _duration(seconds: float) -> Duration:
     return Duration(sec=whole, nanosec=rest)
 
 
-# Reports: messages whose fields are their dataclass's.
-
-
-def statistics_to_message(statistics: SearchStatistics, stamp_ns: int) -> SearchStatisticsMessage:
-    """The message of one decision's statistics, published at ``stamp_ns``."""
-    return _fill(
-        SearchStatisticsMessage,
-        statistics,
-        header=header(stamp_ns),
-        observation_stamp=to_stamp(statistics.observation_stamp_ns),
-    )
-
-
-def statistics_from_message(message: SearchStatisticsMessage) -> SearchStatistics:
-    """The statistics of a message."""
-    return _read(
-        SearchStatistics,
-        message,
-        observation_stamp_ns=to_nanoseconds(message.observation_stamp),
-        status=Status(message.status),
-        stage_names=tuple(message.stage_names),
-        stage_ms=tuple(message.stage_ms),
-    )
-
-
-def tree_to_message(
-    tree: TreeSnapshot, observation_stamp_ns: int, sequence: int, stamp_ns: int
-) -> SearchTreeMessage:
-    """The message of a search tree.
-
-    Args:
-        tree: the tree.
-        observation_stamp_ns: stamp of the observation decided on.
-        sequence: the chunk's sequence.
-        stamp_ns: now.
-    """
-    nodes, macro_steps, dimensions = tree.actions.shape
-    return _fill(
-        SearchTreeMessage,
-        tree,
-        header=header(stamp_ns),
-        observation_stamp=to_stamp(observation_stamp_ns),
-        sequence=sequence,
-        nodes=nodes,
-        macro_steps=macro_steps,
-        dimensions=dimensions,
-    )
-
-
-def tree_from_message(message: SearchTreeMessage) -> TreeSnapshot:
-    """The tree of a message, its states unknown (slots -1).
-
-    Raises:
-        ValueError: the arrays do not fit the numbers of nodes, steps and dimensions.
-    """
-    nodes = message.nodes
-    return TreeSnapshot(
-        parents=np.array(message.parents, dtype=np.int32),
-        visits=np.array(message.visits, dtype=np.int32),
-        values=np.array(message.values),
-        leaf_values=np.array(message.leaf_values),
-        priors=np.array(message.priors),
-        depths=np.array(message.depths, dtype=np.int32),
-        origins=tuple(message.origins),
-        actions=np.array(message.actions).reshape(nodes, message.macro_steps, message.dimensions),
-        slots=np.full(nodes, -1, dtype=np.int64),
-        ee_positions=np.array(message.ee_positions).reshape(-1, 3),
-    )
+# The controller.
 
 
 def status_to_message(status: ExecutorStatus, stamp_ns: int) -> ControllerStatusMessage:
     """The message of what the arm controller is doing, published at ``stamp_ns``."""
-    return _fill(ControllerStatusMessage, status, header=header(stamp_ns))
+    return fill(ControllerStatusMessage, status, header=header(stamp_ns))
 
 
 def status_from_message(message: ControllerStatusMessage) -> ExecutorStatus:
     """What the arm controller says it is doing."""
-    return _read(ExecutorStatus, message, state=ControllerState(message.state))
-
-
-def _fill(message_type: type[M], source: Any, **given: Any) -> M:
-    """A message whose fields are given, or attributes of the same name."""
-    names = message_type.get_fields_and_field_types()  # type: ignore[attr-defined]
-    return message_type(
-        **{n: given[n] if n in given else _plain(getattr(source, n)) for n in names}
-    )
-
-
-def _read(cls: type[M], message: Any, **given: Any) -> M:
-    """A dataclass whose attributes are given, or fields of the same name."""
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    return cls(**{n: given[n] if n in given else _listed(getattr(message, n)) for n in names})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.ravel().tolist()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, array.array) else value
+    return read(ExecutorStatus, message, state=ControllerState(message.state))

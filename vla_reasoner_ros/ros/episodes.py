@@ -46,9 +46,14 @@ class EpisodeRunner:
         self._picture_topic = picture_topic
         node = client.node
         self._instruction = node.create_publisher(String, "instruction", qos.LATCHED)
-        node.create_subscription(SearchStatistics, "search_statistics", self._decided, qos.STATE)
-        node.create_subscription(SimulatorState, "simulator_state", self._moved, qos.STATE)
-        node.create_subscription(ControllerStatus, f"{CONTROLLER}/status", self._told, qos.STATE)
+        self._subscriptions = [
+            node.create_subscription(kind, topic, callback, qos.STATE)
+            for kind, topic, callback in (
+                (SearchStatistics, "search_statistics", self._decided),
+                (SimulatorState, "simulator_state", self._moved),
+                (ControllerStatus, f"{CONTROLLER}/status", self._told),
+            )
+        ]
         self._statistics: list[SearchStatistics] = []
         self._trees: dict[int, Mapping[str, Any]] = {}
         self._pictures: dict[int, bytes] = {}
@@ -98,6 +103,7 @@ class EpisodeRunner:
         answer = self._client.call(ResetEpisode, f"{SIMULATOR}/reset", request, 30.0)
         if not answer.success:
             raise GraphError(f"{SIMULATOR} cannot reset to {task}, seed {seed}: {answer.message}")
+        self._client.wait(self._connected, 30.0, "discovery of the nodes' topics")
         self._instruction.publish(String(data=answer.instruction))
         self._instruction.wait_for_all_acked(Duration(seconds=5))
         for name in (CONTROLLER, PLANNER):
@@ -106,6 +112,11 @@ class EpisodeRunner:
         self._statistics, self._trees, self._pictures, self._state = [], {}, {}, None
         self._rejected_before = self._rejected
         return str(answer.instruction)
+
+    def _connected(self) -> bool:
+        """Whether nothing of an episode would be missed."""
+        heard = all(s.get_publisher_count() for s in self._subscriptions)
+        return heard and self._instruction.get_subscription_count() > 0
 
     def _follow(self, record: EpisodeRecord, timeout: float, show: bool) -> int:
         """Watch until the episode is over; the stamp of its start, nanoseconds."""
@@ -160,7 +171,7 @@ class EpisodeRunner:
         )
         try:
             self._client.wait(
-                lambda: node.count_publishers(self._picture_topic), 10.0, self._picture_topic
+                lambda: subscription.get_publisher_count() > 0, 10.0, self._picture_topic
             )
             yield
         finally:
