@@ -36,6 +36,7 @@ from vla_reasoner_ros.search.statistics import (
     record_tree,
     snapshot,
 )
+from vla_reasoner_ros.search.tree import edges_of
 from vla_reasoner_ros.types import ActionChunk, ChunkSource, Decision, Observation
 from vla_reasoner_ros.values.base import Value
 from vla_reasoner_ros.world_models.base import WorldModel
@@ -372,7 +373,7 @@ class Reasoner:
         node = slot = None
         if searched and statistics.root_visits > 1:
             tree = engine.tree
-            node = int(tree.child[tree.first_edge[0] + statistics.executed_id])
+            node = int(tree.child[edges_of(tree, 0)[statistics.executed_id]])
         if node is not None and chunk.consumed == 0 and chunk.source is not ChunkSource.BLEND:
             slot = node
         elif self._parameters.drift.threshold > 0.0:

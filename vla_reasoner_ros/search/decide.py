@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.search.engine import Engine
 from vla_reasoner_ros.search.selection import gumbel_scores
-from vla_reasoner_ros.search.tree import CUT, Tree
+from vla_reasoner_ros.search.tree import CUT, NONE, Tree, best_edge, edges_of
 
 Floats = NDArray[np.float64]
 
@@ -20,6 +20,7 @@ class Root:
     """The root's F candidates as arrays; index is the candidate's id, 0 the policy's own.
 
     Attributes:
+        edges: (F,) their edges.
         children: (F,) nodes; negative where nothing was imagined, or cut off.
         visits: (F,), 0 where nothing was imagined.
         values: (F,) discounted values Q; NaN where nothing was imagined.
@@ -29,6 +30,7 @@ class Root:
         origins: (F,) numbers of who drew them.
     """
 
+    edges: NDArray[np.int32]
     children: NDArray[np.int32]
     visits: NDArray[np.int32]
     values: Floats
@@ -60,7 +62,7 @@ class Choice:
 
 def candidates_of(tree: Tree, node: int, discount: float) -> Root:
     """Collect a node's candidates; empty arrays before it was expanded."""
-    edges = slice(tree.first_edge[node], tree.first_edge[node] + tree.edge_count[node])
+    edges = edges_of(tree, node)
     children = tree.child[edges]
     present = np.maximum(children, 0)
     visits = np.where(children >= 0, tree.visits[present], 0)
@@ -69,12 +71,13 @@ def candidates_of(tree: Tree, node: int, discount: float) -> Root:
     common = max(0.0, tree.square[node] - tree.mean[node] ** 2)
     errors = np.sqrt((count * spread + common) / (count + 1) / count)
     return Root(
-        children=children.copy(),
+        edges=edges,
+        children=children,
         visits=visits,
         values=np.where(visits > 0, discount * tree.value[present], np.nan),
         errors=np.where(visits > 0, discount * errors, np.nan),
         priors=tree.prior[edges].astype(np.float64),
-        origins=tree.origin[edges].copy(),
+        origins=tree.origin[edges],
     )
 
 
@@ -120,16 +123,11 @@ def line_from(engine: Engine, winner: int, steps: int) -> Floats:
         (L, D) actions, L a multiple of the macro-action's.
     """
     tree, discount = engine.tree, engine.parameters.discount
-    edge = int(tree.first_edge[0]) + winner
+    edge = int(edges_of(tree, 0)[winner])
     line = [tree.action[edge]]
     while len(line) * engine.macro_steps < steps:
-        node = int(tree.child[edge])
-        if tree.first_edge[node] < 0:
+        edge = int(best_edge(tree, int(tree.child[edge]), discount))
+        if edge == NONE:
             break
-        children = candidates_of(tree, node, discount)
-        if not children.visits.any():
-            break
-        values = np.where(children.visits > 0, children.values, -np.inf)
-        edge = int(tree.first_edge[node]) + int(np.argmax(values))
         line.append(tree.action[edge])
     return np.concatenate(line).astype(np.float64).reshape(-1, engine.spec.dimensions)

@@ -89,7 +89,11 @@ class Engine:
         )
         self.capacity = 1 + parameters.simulations * (2 if parameters.reuse else 1)
         if parameters.method == "tree":
-            edges = edge_capacity(self.capacity, parameters.depth, parameters.fan)
+            # Cut-off candidates have no child, so that rounds of drawing are not bounded by nodes.
+            rounds = parameters.widening.enabled and parameters.support_floor == 0.0
+            edges = edge_capacity(
+                self.capacity, parameters.depth, parameters.fan, parameters.drawn if rounds else 0
+            )
         else:
             edges = self.capacity
         self.tree = new_tree(self.capacity, edges, width)

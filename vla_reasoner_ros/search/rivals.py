@@ -27,7 +27,6 @@ from vla_reasoner_ros.search.tree import (
     back_up,
     cut_off,
     new_node,
-    reserve_edges,
 )
 from vla_reasoner_ros.search.wave import lower_bound
 from vla_reasoner_ros.types import ActionSpec
@@ -66,7 +65,6 @@ class Rollouts:
         self.source = source
         self._tree, self._models, self._spec = tree, models, spec
         self._segments, self._budget, self._stages = segments, budget, stages
-        reserve_edges(tree, 0, self.sequences)
 
     def policy_sequence(self) -> Floats:
         """(d, A) the policy's own chunk, then its last macro-action again."""
@@ -244,14 +242,11 @@ def extend(
 ) -> None:
     """Lengthen chains by one edge and node each; ``leaves`` (C,) become the new nodes.
 
-    A leaf that is the root takes the next of the edges that are reserved for it, of which each has
-    the prior ``1 / root_fan``.
+    An edge of the root has the prior ``1 / root_fan``.
     """
     for i in range(len(leaves)):
-        node, prior = leaves[i], 1.0 / root_fan
-        if node != 0:
-            reserve_edges(tree, node, 1)
-            prior = 1.0
+        node = leaves[i]
+        prior = 1.0 / root_fan if node == 0 else 1.0
         edge = add_edge(tree, node, actions[i], prior, origins[i])
         leaves[i] = new_node(tree, node, edge, tree.depth[node] + 1)
         tree.child[edge] = leaves[i]

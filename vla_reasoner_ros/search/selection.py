@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.search.parameters import SearchParameters
-from vla_reasoner_ros.search.tree import NONE, WAVE, Tree, best_edge
+from vla_reasoner_ros.search.tree import NONE, WAVE, Tree, best_edge, edges_of
 
 UCB, PUCT, GUMBEL = range(3)
 TRY_ALL, PARENT, CONSTANT = range(3)
@@ -112,8 +112,7 @@ def wants_candidates(tree: Tree, rules: Rules, node: int) -> bool:
     visits = tree.visits[node] + tree.in_flight[node]
     if count >= rules.widening_factor * visits**rules.widening_exponent:
         return False
-    first = tree.first_edge[node]
-    untried = np.any(tree.child[first : first + count] == NONE)
+    untried = np.any(tree.child[edges_of(tree, node)] == NONE)
     return not untried and best_edge(tree, node, rules.discount) != NONE
 
 
@@ -136,7 +135,7 @@ def choose(tree: Tree, rules: Rules, node: int, untried: bool = False) -> int:
     if rules.first_play == CONSTANT:
         unseen = rules.first_play_value
     best, best_score = NONE, -np.inf
-    for edge in range(first, first + tree.edge_count[node]):
+    for edge in edges_of(tree, node):
         if not _is_open(tree, edge) or (untried and tree.child[edge] != NONE):
             continue
         prior = tree.prior[edge]
@@ -161,9 +160,9 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
     Edges without a visit are completed by the mean of the node's own value and the prior-weighted
     mean of its visited children; values are scaled by the smallest and largest among the edges.
     """
-    first, count = tree.first_edge[node], tree.edge_count[node]
+    edges = edges_of(tree, node)
     visits, mass, weighted, most = 0, 0.0, 0.0, 0
-    for edge in range(first, first + count):
+    for edge in edges:
         child = tree.child[edge]
         if child >= 0 and tree.visits[child] > 0:
             visits += tree.visits[child]
@@ -173,16 +172,16 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
     completion = tree.leaf_value[node]
     if mass > 0.0:
         completion = (completion + visits * weighted / mass) / (1.0 + visits)
-    scores = np.empty(count)
-    for i in range(count):
-        child = tree.child[first + i]
+    scores = np.empty(len(edges))
+    for i, edge in enumerate(edges):
+        child = tree.child[edge]
         seen = child >= 0 and tree.visits[child] > 0
         scores[i] = rules.discount * tree.value[child] if seen else completion
     low, high = scores.min(), scores.max()
     weight = (rules.visit_offset + most) * rules.value_scale
-    for i in range(count):
+    for i, edge in enumerate(edges):
         value = (scores[i] - low) / max(high - low, rules.value_resolution)
-        log_prior = math.log(max(float(tree.prior[first + i]), SMALLEST_PRIOR))
+        log_prior = math.log(max(float(tree.prior[edge]), SMALLEST_PRIOR))
         scores[i] = log_prior + weight * value
     return scores
 
@@ -190,7 +189,6 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
 @numba.njit(cache=True)
 def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
     scores = gumbel_scores(tree, rules, node)
-    first, count = tree.first_edge[node], tree.edge_count[node]
     started = tree.visits[node] - 1 + tree.in_flight[node]
     best, best_score = NONE, -np.inf
     if node == 0:
@@ -198,20 +196,20 @@ def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
     else:
         top = scores.max()
         total = 0.0
-        for i in range(count):
+        for i in range(len(scores)):
             scores[i] = math.exp(scores[i] - top)
             total += scores[i]
-    for i in range(count):
-        if not _is_open(tree, first + i) or (untried and tree.child[first + i] != NONE):
+    for i, edge in enumerate(edges_of(tree, node)):
+        if not _is_open(tree, edge) or (untried and tree.child[edge] != NONE):
             continue
-        tried = _visits(tree, first + i)
+        tried = _visits(tree, edge)
         if node == 0:
             # A candidate with just the due visits wins; failing one, the nearest to it.
             score = scores[i] + rules.noise[i] - 1e9 * abs(tried - due)
         else:
             score = scores[i] / total - tried / (1.0 + started)
         if score > best_score:
-            best, best_score = first + i, score
+            best, best_score = edge, score
     return best
 
 

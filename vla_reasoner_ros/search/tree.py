@@ -1,8 +1,7 @@
 """The tree: arrays that are made once, and the compiled kernels that grow it.
 
 A node is an imagined state; its index is the number of the state in the world model's memory. An
-edge is a candidate macro-action of a node, imagined or not; the edges of a node lie side by side,
-with room for as many as it may ever have.
+edge is a candidate macro-action of a node, imagined or not; the edges of a node are a linked list.
 Nothing is allocated while deciding and nothing is freed by :func:`reset`.
 """
 
@@ -29,15 +28,16 @@ Floats = NDArray[np.float64]
 class Tree(NamedTuple):
     """N nodes at most, E edges at most, A numbers in a macro-action.
 
-    A node of n visits has been evaluated once itself and n - 1 times through its children, so that
-    visits add up: ``visits[node] == 1 + sum(visits[children])`` unless its own value was backed up
-    again for want of children (the depth limit, or all children cut off).
+    Visits add up: ``visits[node] == own + sum(visits[children])``, where ``own`` is 1 for a node
+    that was valued itself, 0 for one that a rollout only passed, and more for one whose value was
+    backed up again for want of children (the depth limit, or all children cut off).
     """
 
     parent: Ints  # (N,) NONE for the root
     edge: Ints  # (N,) the edge that leads here; NONE for the root
     depth: Ints  # (N,)
-    first_edge: Ints  # (N,) NONE until candidates were drawn
+    first_edge: Ints  # (N,) NONE until it has candidates
+    last_edge: Ints  # (N,)
     edge_count: Ints  # (N,)
     visits: Ints  # (N,) backed-up visits; 0 while the state is being imagined, or cut off
     in_flight: Ints  # (N,) visits under way in the current wave
@@ -47,6 +47,7 @@ class Tree(NamedTuple):
     mean: Floats  # (N,) mean of what was backed up
     square: Floats  # (N,) its mean square
     leaf_value: Floats  # (N,) what the value model said of the state itself
+    sibling: Ints  # (E,) the next edge of the same node; NONE after the last
     child: Ints  # (E,) node, NONE or CUT
     prior: NDArray[np.float32]  # (E,) normalised among its siblings
     origin: NDArray[np.int16]  # (E,) who drew it
@@ -55,7 +56,9 @@ class Tree(NamedTuple):
     bounds: Floats  # (2,) smallest and largest value so far
 
 
-FLOATS = ("value", "mean", "square", "leaf_value")
+NODE_FIELDS = ("visits", "value", "mean", "square", "leaf_value")
+EDGE_FIELDS = ("prior", "origin", "action")
+"""What stays as it is when a subtree becomes the tree."""
 
 
 def new_tree(nodes: int, edges: int, width: int) -> Tree:
@@ -65,6 +68,7 @@ def new_tree(nodes: int, edges: int, width: int) -> Tree:
         edge=np.zeros(nodes, np.int32),
         depth=np.zeros(nodes, np.int32),
         first_edge=np.zeros(nodes, np.int32),
+        last_edge=np.zeros(nodes, np.int32),
         edge_count=np.zeros(nodes, np.int32),
         visits=np.zeros(nodes, np.int32),
         in_flight=np.zeros(nodes, np.int32),
@@ -74,6 +78,7 @@ def new_tree(nodes: int, edges: int, width: int) -> Tree:
         mean=np.zeros(nodes),
         square=np.zeros(nodes),
         leaf_value=np.zeros(nodes),
+        sibling=np.zeros(edges, np.int32),
         child=np.zeros(edges, np.int32),
         prior=np.zeros(edges, np.float32),
         origin=np.zeros(edges, np.int16),
@@ -85,12 +90,19 @@ def new_tree(nodes: int, edges: int, width: int) -> Tree:
     return tree
 
 
-def edge_capacity(nodes: int, depth: int, fan: int) -> int:
-    """Edges that a tree can need: ``fan`` for every node that may be expanded.
+def edge_capacity(nodes: int, depth: int, fan: int, drawn: int = 0) -> int:
+    """Edges that a tree can need.
 
     Nodes at the depth limit are not expanded, and every expanded node has a child. So of the
     nodes beneath the root at most ``(depth - 1) / depth`` are expanded, and at depth i at most
-    ``fan ** i``.
+    ``fan ** i``. Each has at most ``fan`` edges; if candidates are only drawn once all others have
+    been tried, at most ``1 + drawn`` without a child.
+
+    Args:
+        nodes: capacity N.
+        depth: limit of the depth.
+        fan: candidates that a node may have.
+        drawn: candidates drawn at once, if a node draws again when all have been tried; else 0.
     """
     inner, level = 1, 1
     for _ in range(1, depth):
@@ -98,8 +110,10 @@ def edge_capacity(nodes: int, depth: int, fan: int) -> int:
         inner += level
         if inner >= nodes:
             break
-    chains = 1 + (nodes - 1) * (depth - 1) // depth
-    return min(inner, chains) * fan
+    expanded = min(inner, 1 + (nodes - 1) * (depth - 1) // depth)
+    if drawn:
+        return min(expanded * fan, nodes - 1 + expanded * (1 + drawn))
+    return expanded * fan
 
 
 def size_in_bytes(tree: Tree) -> int:
@@ -124,6 +138,7 @@ def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
     tree.edge[node] = edge
     tree.depth[node] = depth
     tree.first_edge[node] = NONE
+    tree.last_edge[node] = NONE
     tree.edge_count[node] = 0
     tree.visits[node] = 0
     tree.in_flight[node] = 0
@@ -137,25 +152,33 @@ def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
 
 
 @numba.njit(cache=True)
-def reserve_edges(tree: Tree, node: int, room: int) -> int:
-    """Give a node room for edges, none of them there yet; returns the place of the first."""
-    first = tree.counters[EDGES]
-    tree.counters[EDGES] = first + room
-    tree.first_edge[node] = first
-    tree.edge_count[node] = 0
-    return first
-
-
-@numba.njit(cache=True)
 def add_edge(tree: Tree, node: int, action: NDArray[np.float32], prior: float, origin: int) -> int:
-    """Put a candidate into the room that its node has; returns its edge."""
-    edge = tree.first_edge[node] + tree.edge_count[node]
+    """Give a node one more candidate; returns its edge."""
+    edge = tree.counters[EDGES]
+    tree.counters[EDGES] = edge + 1
+    if tree.first_edge[node] == NONE:
+        tree.first_edge[node] = edge
+    else:
+        tree.sibling[tree.last_edge[node]] = edge
+    tree.last_edge[node] = edge
     tree.edge_count[node] += 1
+    tree.sibling[edge] = NONE
     tree.child[edge] = NONE
     tree.action[edge] = action
     tree.prior[edge] = prior
     tree.origin[edge] = origin
     return edge
+
+
+@numba.njit(cache=True)
+def edges_of(tree: Tree, node: int) -> Ints:
+    """The edges of a node, in the order in which they came; a root candidate's place is its id."""
+    edges = np.empty(tree.edge_count[node], np.int32)
+    edge = tree.first_edge[node]
+    for i in range(len(edges)):
+        edges[i] = edge
+        edge = tree.sibling[edge]
+    return edges
 
 
 @numba.njit(cache=True)
@@ -190,14 +213,12 @@ def attach(
     """
     for row in range(len(nodes)):
         node = nodes[row]
-        if tree.first_edge[node] == NONE:
-            reserve_edges(tree, node, fan)
-        first, best = tree.first_edge[node], log_density[row].max()
+        best = log_density[row].max()
         weight, begin = 1.0, min(1, tree.edge_count[node])
         if tree.edge_count[node] > 1:
             weight = tree.prior[best_edge(tree, node, discount)]
         elif begin == 1:
-            tree.prior[first] = np.exp((log_density[row, 0] - best) / temperature)
+            tree.prior[tree.first_edge[node]] = np.exp((log_density[row, 0] - best) / temperature)
         for i in range(begin, min(actions.shape[1], begin + fan - tree.edge_count[node])):
             below = best - log_density[row, i] if best > -np.inf else 0.0
             prior = weight * np.exp(-below / temperature)
@@ -206,8 +227,8 @@ def attach(
                 tree.child[edge] = CUT
                 tree.prior[edge] = 0.0
                 tree.counters[PRUNED] += 1
-        total = tree.prior[first : first + tree.edge_count[node]].sum()
-        tree.prior[first : first + tree.edge_count[node]] /= total
+        edges = edges_of(tree, node)
+        tree.prior[edges] /= tree.prior[edges].sum()
 
 
 @numba.njit(cache=True)
@@ -243,11 +264,12 @@ def back_up(tree: Tree, leaf: int, value: float, discount: float, best_child: bo
 def best_edge(tree: Tree, node: int, discount: float) -> int:
     """The edge of the visited child with the largest value, the first of equals; NONE if none."""
     best, best_value = NONE, -np.inf
-    first = tree.first_edge[node]
-    for edge in range(first, first + tree.edge_count[node]):
+    edge = tree.first_edge[node]
+    while edge != NONE:
         child = tree.child[edge]
         if child >= 0 and tree.visits[child] > 0 and discount * tree.value[child] > best_value:
             best, best_value = edge, discount * tree.value[child]
+        edge = tree.sibling[edge]
     return best
 
 
@@ -303,66 +325,59 @@ def re_root(
     Returns:
         Where the imagined states are, and where they must be copied to.
     """
-    first, count = tree.first_edge[top], tree.edge_count[top]
-    edges = np.arange(first, first + count)
+    edges = edges_of(tree, top)
     children = tree.child[edges]
     visits = np.where(children >= 0, tree.visits[np.maximum(children, 0)], 0)
     order = np.lexsort((-tree.prior[edges], -visits))[: fan - 1]
     for edge in np.delete(edges, order):
         if tree.child[edge] >= 0:
             tree.parent[tree.child[edge]] = NONE
-    kept_edges = edges[np.sort(order)]
-    kept = subtree(tree, top)
-    kept, renamed = kept[1:], np.full(tree.counters[NODES], NONE, np.int32)
-    renamed[kept] = np.arange(1, len(kept) + 1)
-
-    old, new = [kept_edges], [np.arange(1, 1 + len(kept_edges))]
-    first_edges = np.full(len(kept), NONE, np.int32)
-    room = fan
-    for i in np.flatnonzero(tree.edge_count[kept]):
-        start, size = tree.first_edge[kept[i]], tree.edge_count[kept[i]]
-        old.append(np.arange(start, start + size))
-        new.append(np.arange(room, room + size))
-        first_edges[i] = room
-        room += fan
-    old_edges, outer = np.concatenate(old), np.concatenate(new)
-    new_edges = np.empty(tree.counters[EDGES], np.int32)
-    new_edges[old_edges] = outer
-
-    fields = {name: getattr(tree, name)[kept] for name in ("depth", "edge_count", "visits")}
-    floats = {name: getattr(tree, name)[kept] for name in FLOATS}
-    parents = tree.parent[kept]
-    into = new_edges[tree.edge[kept]]
-    child = tree.child[old_edges]
+    kept = subtree(tree, top)[1:]
+    renamed = np.full(tree.counters[NODES], NONE, np.int32)
+    renamed[kept] = np.arange(1, 1 + len(kept))
     renamed[top] = 0
-    candidates = {name: getattr(tree, name)[old_edges] for name in ("prior", "origin", "action")}
+
+    blocks = [edges[np.sort(order)], *(edges_of(tree, node) for node in kept)]
+    counts = np.array([len(block) for block in blocks])
+    old_edges = np.concatenate(blocks)
+    candidates = {name: getattr(tree, name)[old_edges] for name in EDGE_FIELDS}
+    children = tree.child[old_edges]
+    children = np.where(children >= 0, renamed[np.maximum(children, 0)], children)
+    nodes = {name: getattr(tree, name)[kept] for name in NODE_FIELDS}
+    parents, depths = renamed[tree.parent[kept]], tree.depth[kept] - 1
 
     reset(tree)
-    inner = slice(1, 1 + len(kept))
-    for name, values in (fields | floats).items():
-        getattr(tree, name)[inner] = values
-    tree.depth[inner] -= 1
-    tree.parent[inner], tree.edge[inner] = renamed[parents], into
-    tree.first_edge[inner] = first_edges
+    inner, outer = slice(1, 1 + len(kept)), slice(1, 1 + len(old_edges))
+    for name, values in (nodes | candidates).items():
+        getattr(tree, name)[inner if name in nodes else outer] = values
+    tree.parent[inner], tree.depth[inner] = parents, depths
     tree.in_flight[inner], tree.waiting[inner], tree.blocked[inner] = 0, 0, NONE
-    tree.first_edge[0], tree.edge_count[0] = 0, 1 + len(kept_edges)
-    for name, values in candidates.items():
-        getattr(tree, name)[outer] = values
-    tree.child[outer] = np.where(child >= 0, renamed[np.maximum(child, 0)], child)
+    places = np.arange(1, 1 + len(old_edges), dtype=np.int32)
+    tree.child[outer] = children
+    tree.edge[children[children >= 0]] = places[children >= 0]
+    firsts = 1 + np.cumsum(counts) - counts
+    lasts = firsts + counts - 1
+    tree.sibling[outer] = places + 1
+    tree.sibling[lasts[counts > 0]] = NONE
+    owners = slice(0, 1 + len(kept))
+    tree.first_edge[owners] = np.where(counts > 0, firsts, NONE)
+    tree.last_edge[owners] = np.where(counts > 0, lasts, NONE)
+    tree.edge_count[owners] = counts
+
     tree.child[0], tree.origin[0], tree.action[0] = NONE, origin, reference
-    siblings = slice(1, 1 + len(kept_edges))
-    tree.prior[0] = max(
-        float(tree.prior[siblings].max(initial=0.0)), float(np.finfo(np.float32).tiny)
-    )
-    tree.prior[: siblings.stop] /= tree.prior[: siblings.stop].sum()
-    tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), room
+    tree.sibling[0] = tree.first_edge[0]
+    tree.first_edge[0], tree.edge_count[0] = 0, 1 + counts[0]
+    tree.last_edge[0] = max(0, tree.last_edge[0])
+    root_edges = slice(0, 1 + counts[0])
+    tree.prior[0] = tree.prior[root_edges][1:].max(initial=np.finfo(np.float32).tiny)
+    tree.prior[root_edges] /= tree.prior[root_edges].sum()
+    tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), 1 + len(old_edges)
     return kept.astype(np.int64), np.arange(1, 1 + len(kept), dtype=np.int64)
 
 
 def settle_root(tree: Tree, value: float, discount: float, best_child: bool) -> None:
     """Evaluate the root of a kept tree: its own value and its children's, weighted by visits."""
-    first = tree.first_edge[0]
-    children = tree.child[first : first + tree.edge_count[0]]
+    children = tree.child[edges_of(tree, 0)]
     children = children[children >= 0]
     visits = tree.visits[children]
     total = 1 + int(visits.sum())

@@ -26,9 +26,9 @@ from vla_reasoner_ros.search.tree import (
     back_up,
     best_edge,
     cut_off,
+    edges_of,
     mark_path,
     new_node,
-    reserve_edges,
 )
 
 NEW, WAITING, AGAIN, DROPPED = range(4)
@@ -172,7 +172,6 @@ def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int, r
         node = wave.leaf[i]
         if wave.kind[i] != NEW or tree.depth[node] >= rules.depth or count == room:
             continue
-        reserve_edges(tree, node, rules.fan)
         action = _reference(tree, segments, node)
         edge = add_edge(tree, node, action.astype(np.float32), 1.0, tree.origin[0])
         wave.leaf[i] = _imagine(tree, node, edge)
@@ -299,5 +298,4 @@ def _imagine(tree: Tree, node: int, edge: int) -> int:
 
 @numba.njit(cache=True)
 def _is_dead_end(tree: Tree, node: int) -> bool:
-    first = tree.first_edge[node]
-    return bool(np.all(tree.child[first : first + tree.edge_count[node]] == CUT))
+    return bool(np.all(tree.child[edges_of(tree, node)] == CUT))
