@@ -38,15 +38,15 @@ class Widening:
     """
 
     enabled: bool = parameter(
-        False, "Draw a node's candidates in rounds as its visits grow, instead of all at once."
+        True, "Draw a node's candidates in rounds as its visits grow, instead of all at once."
     )
-    batch: int = parameter(4, "Candidates drawn in each round.", minimum=1, maximum=4096)
-    factor: float = parameter(2.0, "Candidates allowed after the first visit.", minimum=1.0)
+    batch: int = parameter(8, "Candidates drawn in each round.", minimum=1, maximum=4096)
+    factor: float = parameter(4.0, "Candidates allowed after the first visit.", minimum=1.0)
     exponent: float = parameter(
         0.5, "Growth of the allowed candidates with the visits.", minimum=0.0, maximum=1.0
     )
     shrink: float = parameter(
-        0.7,
+        0.9,
         "Distance of a round's candidates from their centre, relative to the round before.",
         minimum=0.0,
         maximum=1.0,
@@ -152,7 +152,7 @@ class SearchParameters:
         minimum=0,
     )
     rollout: bool = parameter(
-        False,
+        True,
         "Continue every new leaf with the policy's own macro-actions to the full depth before it "
         "is valued, so that candidates are compared at the same distance.",
     )
@@ -167,17 +167,20 @@ class SearchParameters:
     )
 
     samples: int = parameter(
-        16, "Candidates drawn from the prior at each node.", minimum=1, maximum=4096
+        64,
+        "Candidates drawn from the prior at each node, without widening.",
+        minimum=1,
+        maximum=4096,
     )
     branching: int = parameter(
-        16,
-        "Candidates kept of the samples, those nearest to the reference; the reference itself "
-        "comes on top.",
+        64,
+        "Candidates that a node may have beside its reference: of the samples those nearest to "
+        "it, or with widening all that were drawn.",
         minimum=1,
         maximum=4096,
     )
     prior_temperature: float = parameter(
-        1.0,
+        10.0,
         "Flattens the candidates' densities: p becomes p ** (1 / temperature).",
         minimum=1e-3,
     )
@@ -201,7 +204,7 @@ class SearchParameters:
         choices=("ucb", "puct", "gumbel"),
     )
     exploration: float = parameter(
-        1.0, "Weight of exploration against value, c.", minimum=0.0, maximum=1e6
+        3.0, "Weight of exploration against value, c.", minimum=0.0, maximum=1e6
     )
     first_play: str = parameter(
         "try_all",
@@ -228,7 +231,7 @@ class SearchParameters:
     widening: Widening = group(Widening)
 
     backup: str = parameter(
-        "mean",
+        "max",
         "What a node is worth: the mean of what was found beneath it, or its best child.",
         choices=("mean", "max"),
     )
@@ -285,15 +288,10 @@ class SearchParameters:
     mppi: PathIntegral = group(PathIntegral)
 
     def __post_init__(self) -> None:
-        if self.branching > self.samples:
+        if self.branching > self.samples and not self.widening.enabled:
             raise ConfigurationError(
                 f"parameter branching: expected at most samples = {self.samples}, got "
                 f"{self.branching}"
-            )
-        if self.widening.enabled and self.branching != self.samples:
-            raise ConfigurationError(
-                f"parameter samples: with widening every draw is kept; expected branching = "
-                f"{self.branching}, got {self.samples}"
             )
         if self.selection == "gumbel" and (self.widening.enabled or self.reuse):
             raise ConfigurationError(
