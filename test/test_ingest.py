@@ -148,6 +148,23 @@ def test_nothing_is_made_before_every_stream_has_delivered():
     assert len(robot.everything(1.1)) == 1
 
 
+def test_the_first_moment_waits_for_a_stream_that_is_on_its_way():
+    robot = Robot()
+    robot.joints(1.0)
+    assert robot.picture("agent", 1.0) == []
+    (observation,) = robot.picture("wrist", 1.0, arrival=1.04)
+    assert observation.stamp_ns == SECOND
+
+
+def test_the_first_moment_is_given_up_when_a_stream_does_not_come():
+    robot = Robot()
+    robot.joints(1.0)
+    robot.picture("agent", 1.0)
+    assert robot.ingest.poll(1.06) == []
+    assert robot.ingest.moments["warming up"] == 1
+    assert "wrist" in robot.ingest.last_error
+
+
 def test_an_empty_instruction_is_refused(warm):
     with pytest.raises(ObservationError, match="instruction is empty"):
         warm.ingest.set_instruction("  ", 0)

@@ -363,11 +363,15 @@ class Ingest:
         late = self._due_ns is None or abs(moment.stamp_ns - self._due_ns) > self._period_ns
         self._due_ns = (moment.stamp_ns if late else self._due_ns or 0) + self._period_ns
         self._withheld = None
-        missing = self.waiting_for()
-        if missing:
-            self._refuse_moment(_Refused("warming up", f"nothing yet from {', '.join(missing)}"))
+        if INSTRUCTION in self.waiting_for():
+            self._refuse_moment(self._warming_up())
             return
+        # A stream whose first sample is still on its way is waited for like a late one: where time
+        # stands still until someone acts, there would never be a second moment.
         self._pending.append(moment)
+
+    def _warming_up(self) -> _Refused:
+        return _Refused("warming up", f"nothing yet from {', '.join(self.waiting_for())}")
 
     def _release_withheld(self, arrival: float) -> None:
         moment = self._withheld
@@ -387,6 +391,8 @@ class Ingest:
             sample, final = buffer.find(moment.stamp_ns)
             if not final and arrival - moment.arrival < self._patience(buffer):
                 return None
+            if not buffer.statistics.delivered:
+                raise self._warming_up()
             chosen[name] = self._require(buffer, sample, moment.stamp_ns)
         return self._assemble(moment.stamp_ns, chosen)
 

@@ -66,7 +66,8 @@ class SimNode(LifecycleNode[SimParameters]):
                 f"parameter finger_joints: expected 2 names, got {self.parameters.finger_joints}"
             )
         self._refused = ""
-        self._time = self.create_lifecycle_publisher(Clock, "/clock", qos.CLOCK)
+        # Not a managed publisher: time is told in the inactive state too, where it stands still.
+        self._time = self.create_publisher(Clock, "/clock", qos.CLOCK)
         self._joint_states = self.create_lifecycle_publisher(JointState, "joint_states", qos.STATE)
         self._states = self.create_lifecycle_publisher(SimulatorState, "simulator_state", qos.STATE)
         images = qos.sensor("reliable", 2)

@@ -199,7 +199,8 @@ class SimulationLoop:
     def _advance(self, world: World) -> None:
         """One turn: the ticks that are due, or a wait for the next one or for work."""
         if not self._running.is_set():
-            self._sleep(1.0)
+            self._outputs.clock(self._time_ns)
+            self._sleep(REPEAT_S)
             return
         if self._since_frames >= self._frame_ticks:
             self._publish(world)
