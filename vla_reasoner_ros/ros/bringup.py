@@ -25,6 +25,7 @@ from launch.actions import (
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
 from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
@@ -132,7 +133,9 @@ def node(
         arguments=["--ros-args", "--log-level", value(context, "log_level")],
         output="screen",
         emulate_tty=True,
-        on_exit=Shutdown(reason=f"{executable} ended"),
+        on_exit=lambda event, context: _give_up(
+            context, f"{executable} ended with exit code {event.returncode}"
+        ),
     )
 
 
@@ -165,12 +168,7 @@ def ordered_startup(
             _on(node, "inactive", "configuring", [_change(node, Transition.TRANSITION_ACTIVATE)]),
             _on(node, "active", "activating", following),
             *(
-                _on(
-                    node,
-                    goal,
-                    start,
-                    [Shutdown(reason=f"{node.node_executable} failed to {verb}; its log says why")],
-                )
+                _on(node, goal, start, [_failed(node, verb)])
                 for goal, start, verb in (
                     ("unconfigured", "configuring", "configure"),
                     ("inactive", "activating", "activate"),
@@ -287,16 +285,29 @@ def required(context: LaunchContext, name: str, why: str) -> str:
 def _turn(node: LifecycleNode, timeout: float) -> list[LaunchDescriptionEntity]:
     active: list[bool] = []
 
-    def give_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    def check(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         if active:
             return []
-        return [Shutdown(reason=f"{node.node_executable} was not active after {timeout:g} s")]
+        return _give_up(context, f"{node.node_executable} was not active after {timeout:g} s")
 
     return [
         _on(node, "active", "activating", [OpaqueFunction(function=lambda _: active.append(True))]),
         _change(node, Transition.TRANSITION_CONFIGURE),
-        TimerAction(period=timeout, actions=[OpaqueFunction(function=give_up)]),
+        TimerAction(period=timeout, actions=[OpaqueFunction(function=check)]),
     ]
+
+
+def _failed(node: LifecycleNode, verb: str) -> OpaqueFunction:
+    reason = f"{node.node_executable} failed to {verb}; its log says why"
+    return OpaqueFunction(function=lambda context: _give_up(context, reason))
+
+
+def _give_up(context: LaunchContext, reason: str) -> list[LaunchDescriptionEntity]:
+    """End the launch and say why; nothing once it is ending."""
+    if context.is_shutdown:
+        return []
+    get_logger(PACKAGE).error(reason)
+    return [Shutdown(reason=reason)]
 
 
 def _change(node: LifecycleNode, transition: int) -> EmitEvent:
