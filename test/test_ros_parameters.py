@@ -1,0 +1,233 @@
+import importlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
+
+import rclpy
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.parameter import Parameter
+
+from vla_reasoner_ros import parameters as core
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.parameters import group, parameter
+from vla_reasoner_ros.ros.parameters import NodeParameters, descriptor
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "config").glob("*_node.yaml"))
+
+
+@dataclass(frozen=True)
+class Search:
+    simulations: int = parameter(50, "Simulations.", minimum=1, maximum=1000)
+    alpha: float = parameter(0.6, "Injection strength.", minimum=0.0, maximum=1.0)
+    rule: str = parameter("ucb", "Selection rule.", choices=("ucb", "puct"))
+    deadline: float = parameter(0.1, "Deadline.", unit="s", minimum=0.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    enabled: bool = parameter(True, "Whether it runs.")
+    policy: str = parameter("small_vla", "Policy.", read_only=True)
+    cameras: tuple[str, ...] = parameter(("agent",), "Cameras.")
+    weights: tuple[float, ...] = parameter((), "Weights.", minimum=0.0)
+    search: Search = group(Search)
+
+    def __post_init__(self):
+        if self.weights and len(self.weights) != len(self.cameras):
+            raise ConfigurationError(
+                f"weights: expected {len(self.cameras)}, one per camera, got {len(self.weights)}"
+            )
+
+
+class Node:
+    """A node with Settings, and whether it counts as configured."""
+
+    def __init__(self, *overrides):
+        self.context = rclpy.Context()
+        arguments = [word for override in overrides for word in ("-p", override)]
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node(
+            "planner",
+            context=self.context,
+            cli_args=["--ros-args", *arguments] if arguments else None,
+            automatically_declare_parameters_from_overrides=True,
+        )
+        self.configured = False
+        self.applied = []
+        self.parameters = NodeParameters(
+            self.node, Settings, lambda: self.configured, self.applied.append
+        )
+
+    def set(self, **values):
+        """What the service answers when all are set at once; names have __ for the dot."""
+        changes = [Parameter(k.replace("__", "."), value=v) for k, v in values.items()]
+        service = next(
+            s for s in self.node.services if s.srv_name.endswith("/set_parameters_atomically")
+        )
+        request = SetParametersAtomically.Request(
+            parameters=[change.to_parameter_msg() for change in changes]
+        )
+        return service.callback(request, SetParametersAtomically.Response()).result
+
+    def close(self):
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture
+def make_node():
+    made = []
+
+    def make(*overrides):
+        made.append(Node(*overrides))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_a_descriptor_says_what_the_declaration_says():
+    described = {d.name: descriptor(d) for d in core.declarations(Settings)}
+    alpha = described["search.alpha"]
+    assert alpha.description == "Injection strength."
+    assert alpha.type == Parameter.Type.DOUBLE.value
+    (extent,) = alpha.floating_point_range
+    assert (extent.from_value, extent.to_value) == (0.0, 1.0)
+    (extent,) = described["search.simulations"].integer_range
+    assert (extent.from_value, extent.to_value) == (1, 1000)
+    assert described["search.deadline"].description == "Deadline. [s]"
+    assert described["search.deadline"].floating_point_range[0].to_value == float("inf")
+    assert described["search.rule"].additional_constraints == "one of ucb, puct"
+    assert described["policy"].additional_constraints == "fixed once the node is configured"
+    assert described["weights"].type == Parameter.Type.DOUBLE_ARRAY.value
+
+
+def test_defaults_are_on_the_node(make_node):
+    node = make_node()
+    assert node.parameters.value == Settings()
+    node.parameters.require_valid()
+    values = {d.name: node.node.get_parameter(d.name).value for d in core.declarations(Settings)}
+    assert values["search.alpha"] == 0.6
+    assert list(values["cameras"]) == ["agent"]
+    assert list(values["weights"]) == []
+
+
+def test_the_command_line_is_heard(make_node):
+    node = make_node("search.alpha:=1", "cameras:=[a, b]", "weights:=[0.5, 0.5]")
+    node.parameters.require_valid()
+    assert node.parameters.value == core.build(
+        Settings, {"search.alpha": 1.0, "cameras": ["a", "b"], "weights": [0.5, 0.5]}
+    )
+
+
+def test_what_is_wrong_from_the_start_is_all_said_when_asked(make_node):
+    node = make_node("search.alfa:=0.5", "search.simulations:=0", "search.alpha:=0.25")
+    with pytest.raises(ConfigurationError) as error:
+        node.parameters.require_valid()
+    assert "did you mean search.alpha?" in str(error.value)
+    assert "search.simulations: expected at least 1, got 0" in str(error.value)
+    assert node.parameters.value.search.alpha == 0.25
+
+
+def test_a_wrong_start_can_be_corrected(make_node):
+    node = make_node("search.simulations:=0")
+    assert node.set(search__simulations=7).successful
+    node.parameters.require_valid()
+    assert node.parameters.value.search.simulations == 7
+
+
+def test_a_rule_across_parameters_is_said_too(make_node):
+    node = make_node("weights:=[0.5, 0.5]")
+    with pytest.raises(ConfigurationError, match="one per camera"):
+        node.parameters.require_valid()
+
+
+def test_a_change_is_applied_once_and_seen_as_a_snapshot(make_node):
+    node = make_node()
+    before = node.parameters.value
+    assert node.set(search__alpha=0.1, search__simulations=9).successful
+    (applied,) = node.applied
+    assert applied is node.parameters.value
+    assert (applied.search.alpha, applied.search.simulations) == (0.1, 9)
+    assert before.search.alpha == 0.6
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"search__alpha": 0.1, "search__simulations": 0}, "search.simulations out of range"),
+        ({"search__alpha": 0.1, "search__rule": "luck"}, "one of ucb, puct, got 'luck'"),
+        ({"search__alpha": 0.1, "weights": [1.0, 2.0]}, "one per camera"),
+        ({"search__alpha": 0.1, "search__alfa": 0.1}, "search.alfa (did you mean search.alpha?)"),
+        ({"search__alpha": "much"}, "Wrong parameter type"),
+        ({"search__alpha": float("nan")}, "nan"),
+    ],
+)
+def test_a_bad_change_changes_nothing_and_says_why(make_node, values, reason):
+    node = make_node()
+    result = node.set(**values)
+    assert not result.successful
+    assert reason in result.reason
+    assert node.parameters.value == Settings()
+    assert node.node.get_parameter("search.alpha").value == 0.6
+    assert node.applied == []
+
+
+def test_a_whole_number_is_taken_for_a_float(make_node):
+    node = make_node()
+    assert node.set(search__alpha=1, weights=[2]).successful
+    assert node.parameters.value.search.alpha == 1.0
+    assert node.parameters.value.weights == (2.0,)
+
+
+def test_what_is_fixed_is_fixed_once_the_node_is_configured(make_node):
+    node = make_node()
+    assert node.set(policy="other").successful
+    node.configured = True
+    result = node.set(policy="third", search__alpha=0.1)
+    assert not result.successful
+    assert "parameter policy: fixed once the node is configured" in result.reason
+    assert node.parameters.value.search.alpha == 0.6
+    assert node.set(policy="other", search__alpha=0.1).successful  # no change of it
+
+
+def test_one_by_one_the_good_ones_are_taken(make_node):
+    node = make_node()
+    service = next(s for s in node.node.services if s.srv_name.endswith("/set_parameters"))
+    request = SetParameters.Request(
+        parameters=[
+            Parameter("search.alpha", value=0.1).to_parameter_msg(),
+            Parameter("search.simulations", value=0).to_parameter_msg(),
+        ]
+    )
+    results = service.callback(request, SetParameters.Response()).results
+    assert [result.successful for result in results] == [True, False]
+    assert node.parameters.value.search.alpha == 0.1
+
+
+# The shipped files.
+
+
+def test_parameter_files_and_reference_page_are_what_the_code_declares():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "parameter_docs.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"run scripts/parameter_docs.py\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_parameter_file_gives_the_defaults(path):
+    module = importlib.import_module(f"vla_reasoner_ros.nodes.{path.stem}")
+    name = "".join(word.capitalize() for word in path.stem.split("_"))
+    cls = getattr(module, name).parameters_class
+    content = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
+    assert core.build(cls, core.dotted(content)) == cls()
