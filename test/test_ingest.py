@@ -165,6 +165,15 @@ def test_the_first_moment_is_given_up_when_a_stream_does_not_come():
     assert "wrist" in robot.ingest.last_error
 
 
+def test_patience_waits_longer_than_a_sample_may_be_old():
+    robot = Robot(contract(patience=1.0))
+    robot.everything(0.9)
+    robot.joints(1.0)
+    assert robot.picture("agent", 1.0) == []
+    (observation,) = robot.picture("wrist", 1.0, arrival=1.9)
+    assert observation.stamp_ns == SECOND
+
+
 def test_an_empty_instruction_is_refused(warm):
     with pytest.raises(ObservationError, match="instruction is empty"):
         warm.ingest.set_instruction("  ", 0)

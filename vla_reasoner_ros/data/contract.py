@@ -153,6 +153,14 @@ class Moments:
         minimum=0.01,
         maximum=3600.0,
     )
+    patience: float = parameter(
+        0.0,
+        "Least wall-clock time that a moment waits for samples on their way, where the tolerance "
+        "of their stream is shorter: a simulator whose time waits for the arm sends no other.",
+        unit="s",
+        minimum=0.0,
+        maximum=60.0,
+    )
 
 
 @dataclass(frozen=True)

@@ -397,7 +397,9 @@ class Ingest:
         return self._assemble(moment.stamp_ns, chosen)
 
     def _patience(self, buffer: _Buffer) -> float:
-        return 0.0 if buffer.stream.policy == HOLD else buffer.stream.tolerance
+        if buffer.stream.policy == HOLD:
+            return 0.0
+        return max(buffer.stream.tolerance, self.contract.moments.patience)
 
     @staticmethod
     def _require(buffer: _Buffer, sample: _Sample | None, moment_ns: int) -> _Sample:

@@ -28,6 +28,9 @@ from vla_reasoner_ros.ros.conversions import (
 from vla_reasoner_ros.ros.ingest_diagnostics import IngestDiagnostics
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
 
+NEVER_S = 3600.0
+"""Period of a timer with nothing to wake up for, s."""
+
 
 @dataclass(frozen=True)
 class CameraParameters(BaseParameters):
@@ -60,11 +63,10 @@ class CameraNode(LifecycleNode[CameraParameters]):
         self._publisher = self.create_lifecycle_publisher(Observation, "observation", qos.STATE)
         self._wake_at: float | None = None
         self._timer = self.create_timer(
-            1.0,
+            NEVER_S,
             self.guarded("waiting", self._publish_complete),
             callback_group=self.work,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
-            autostart=False,
         )
         for name, stream in contract.cameras.items():
             self.create_subscription(
@@ -100,7 +102,7 @@ class CameraNode(LifecycleNode[CameraParameters]):
 
     def deactivate(self) -> None:
         """Forget what was gathered; it will be old when the node is activated again."""
-        self._timer.cancel()
+        self._wake(NEVER_S)
         self._ingest.reset()
 
     def clock_jumped_back(self, seconds: float) -> None:
@@ -132,12 +134,12 @@ class CameraNode(LifecycleNode[CameraParameters]):
         if wake_at == self._wake_at:
             return
         self._wake_at = wake_at
-        if wake_at is None:
-            self._timer.cancel()
-        else:
-            wait = max(wake_at - time.monotonic(), 1e-4)
-            self._timer.timer_period_ns = round(wait * NANOSECONDS)
-            self._timer.reset()
+        self._wake(NEVER_S if wake_at is None else max(wake_at - time.monotonic(), 1e-4))
+
+    def _wake(self, seconds: float) -> None:
+        # A timer that is cancelled after the executor found it ready ends the process.
+        self._timer.timer_period_ns = round(seconds * NANOSECONDS)
+        self._timer.reset()
 
 
 def main() -> None:

@@ -23,11 +23,10 @@ from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import (
     chunk_to_message,
     observation_from_message,
-    statistics_to_message,
-    tree_to_message,
 )
 from vla_reasoner_ros.ros.diagnostics import Level, Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
+from vla_reasoner_ros.ros.reports import statistics_to_message, tree_to_message
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.srv import GetSearchTree
 from vla_reasoner_ros.types import Decision, Observation
