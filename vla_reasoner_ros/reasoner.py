@@ -398,7 +398,7 @@ def _reuse(
 ) -> bool:
     """Make the chosen child's subtree the tree if its state was imagined right; whether it was."""
     node = foresight.node
-    if node is None or engine.tree.first_edge[node] < 0:
+    if node is None or not engine.can_keep(node):
         return False
     if distance_to(world_model, node) > limit:
         return False

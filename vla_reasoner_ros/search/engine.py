@@ -25,6 +25,7 @@ from vla_reasoner_ros.search.tree import (
     re_root,
     reset,
     settle_root,
+    subtree,
 )
 from vla_reasoner_ros.search.wave import (
     collect,
@@ -166,6 +167,12 @@ class Engine:
         self.search(models, segments, budget, np.random.default_rng(0), Stages())
         reset(self.tree)
 
+    def can_keep(self, top: int) -> bool:
+        """Whether a node's subtree is worth keeping and leaves room to search on."""
+        kept = self.tree.edge_count[top] > 1
+        room = self.capacity - len(subtree(self.tree, top))
+        return bool(kept) and room >= self.parameters.longest
+
     def reuse(self, top: int, reference: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Make an expanded node's subtree the tree; see :func:`re_root` for what is returned."""
         return re_root(
@@ -190,11 +197,13 @@ class Engine:
         parameters, gate = self.parameters, self.parameters.gate
         if parameters.selection == "gumbel":
             rules.noise[:] = parameters.gumbel.noise * rng.gumbel(size=len(rules.noise))
-        longest = parameters.depth if parameters.rollout else 1
+        longest = parameters.longest
         asked = not gate.enabled
         while allowed := budget.begin_wave((len(wave.leaf) if asked else 1) * longest):
+            if allowed < longest:
+                return
             before = int(tree.counters[NODES])
-            size = max(1, allowed // longest)
+            size = allowed // longest
             made, expanding = descend(tree, rules, wave, segments, size)
             stages.lap("select")
             if expanding:
@@ -206,8 +215,7 @@ class Engine:
                 self._imagine(models, made, count)
                 outcome.calls += 1
                 stages.lap("world_model")
-                room = allowed - (int(tree.counters[NODES]) - before) if parameters.rollout else 0
-                count = roll_on(tree, rules, wave, segments, made, room) if room else 0
+                count = roll_on(tree, rules, wave, segments, made) if parameters.rollout else 0
                 stages.lap("select")
             leaves = wave.children[: list_leaves(wave, made)]
             values = evaluated(models, leaves) if len(leaves) else _NOTHING

@@ -307,10 +307,10 @@ class SearchParameters:
             raise ConfigurationError(
                 f"parameter reuse: only method 'tree' keeps a tree, method is {self.method!r}"
             )
-        if 0 < self.simulations < self.depth and self.method != "tree":
+        if 0 < self.simulations < self.longest:
             raise ConfigurationError(
-                f"parameter simulations: method {self.method!r} needs at least depth = "
-                f"{self.depth}, got {self.simulations}"
+                f"parameter simulations: to imagine one future takes depth = {self.depth}, got "
+                f"{self.simulations}"
             )
 
     @property
@@ -322,6 +322,11 @@ class SearchParameters:
     def drawn(self) -> int:
         """Draws from the prior per node and round, K."""
         return min(self.widening.batch, self.branching) if self.widening.enabled else self.samples
+
+    @property
+    def longest(self) -> int:
+        """Macro-actions that one simulation may imagine."""
+        return 1 if self.method == "tree" and not self.rollout else self.depth
 
     @property
     def enabled(self) -> bool:

@@ -153,7 +153,7 @@ def place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
 
 
 @numba.njit(cache=True)
-def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int, room: int) -> int:
+def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int) -> int:
     """Lengthen the wave's new leaves above the depth limit by their reference macro-action.
 
     Args:
@@ -162,7 +162,6 @@ def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int, r
         wave: buffers; leaf, parents, children and actions are written.
         segments: (S, A) as in :func:`descend`.
         made: descents of the wave.
-        room: states that may be added.
 
     Returns:
         The number B of states to imagine.
@@ -170,7 +169,7 @@ def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int, r
     count = 0
     for i in range(made):
         node = wave.leaf[i]
-        if wave.kind[i] != NEW or tree.depth[node] >= rules.depth or count == room:
+        if wave.kind[i] != NEW or tree.depth[node] >= rules.depth:
             continue
         action = _reference(tree, segments, node)
         edge = add_edge(tree, node, action.astype(np.float32), 1.0, tree.origin[0])
