@@ -63,6 +63,15 @@ class SimulatorWorldModel:
         self._slots: list[_Slot | None] = []
         self._encoder: Encoder | None = None
 
+    @property
+    def latent_source(self) -> str:
+        """Fingerprint of the encoder that :meth:`latents` come from.
+
+        Raises:
+            ConfigurationError: the encoder's weights are missing.
+        """
+        return self._loaded_encoder().fingerprint
+
     def allocate(self, capacity: int) -> None:
         """Make room for ``capacity`` states; forgets those there were."""
         self._slots = [None] * capacity
