@@ -10,7 +10,7 @@ from vla_reasoner_ros.errors import ConfigurationError, EpisodeError
 from vla_reasoner_ros.policies.small_vla import Architecture, SmallVla
 from vla_reasoner_ros.training import policy, prior
 from vla_reasoner_ros.training.policy import ChunkSamples
-from vla_reasoner_ros.types import ActionSpec, GripperSpec, Observation, Representation
+from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Observation, Representation
 
 pytest.importorskip(language.PACKAGE)
 
@@ -159,6 +159,21 @@ def test_the_prior_is_fitted_with_the_width_that_held_out_episodes_like_best(tmp
     assert drawn[:, 1:6].std() == pytest.approx(0.001, rel=0.6)
     assert {*drawn[:, 6]} == {0.0, 1.0}
     assert drawn[:, 6].mean() == pytest.approx(card["metrics"]["gripper_open_fraction"], abs=0.1)
+
+
+def test_the_closed_loop_counts_successes_on_seeds_for_tuning():
+    class Still:
+        def reset(self):
+            pass
+
+        def propose(self, observation, n=1):
+            return [ActionChunk(SPEC, np.zeros((8, 7)), observation.stamp_ns)]
+
+    outcome = policy.closed_loop(Still(), 1, 50_000, execute=4)
+    assert outcome["red_on_plate"] == outcome["all"] == "0 of 1"
+    assert outcome["lift_green"] == "0 of 0"
+    with pytest.raises(ConfigurationError, match=r"seed 3: .* for tuning"):
+        policy.closed_loop(Still(), 1, 3, execute=4)
 
 
 @pytest.mark.parametrize("folds", [1, 40])
