@@ -145,8 +145,8 @@ class _JointState:
 @dataclass(frozen=True)
 class _Plan:
     trajectory: JointTrajectory
+    arrivals: FloatArray  # s, at each waypoint; none in a slow approach, which skips the chunk
     stretch: float
-    approach: bool  # a slow move to the first waypoint, the rest of the chunk left out
     openings: FloatArray | None
 
 
@@ -344,8 +344,8 @@ class ChunkExecutor:
         trimmed = self._queue.trim(chunk, switch_ns)
         base = self._joints_at(chunk.observation_stamp_ns)
         plan = self._plan_motion(chunk, trimmed, base, start)
-        ends = _knot_times_ns(plan.trajectory, switch_ns)
-        if plan.approach or not enabled:
+        ends = [switch_ns + round(t * NANOSECONDS) for t in plan.arrivals.tolist()]
+        if not enabled:
             ends = []
         self._queue.commit(chunk, trimmed, switch_ns, ends)
         motion = TimedTrajectory(switch_ns, plan.trajectory)
@@ -371,7 +371,8 @@ class ChunkExecutor:
                 self.parameters.motion.position_margin + OVERSHOOT,
             )
             if self._approach_is_slow(chunk.spec, start, waypoints[0]):
-                return _Plan(self._planner.to(start, waypoints[0]), 1.0, True, openings)
+                approach = self._planner.to(start, waypoints[0])
+                return _Plan(approach, np.empty(0), 1.0, openings)
             self._require_steps(start, waypoints)
             spline = self._planner.through(start, waypoints, np.diff(trimmed.due, prepend=0.0))
         except JumpError as error:
@@ -386,7 +387,7 @@ class ChunkExecutor:
             raise ChunkRejected(reason, str(error)) from error
         except TrajectoryError as error:
             raise ChunkRejected(RejectionReason.LIMIT, str(error)) from error
-        return _Plan(spline.trajectory, spline.stretch, False, openings)
+        return _Plan(spline.trajectory, spline.arrivals, spline.stretch, openings)
 
     def _lead(self) -> float:
         """Seconds until a new motion takes over.
@@ -773,8 +774,3 @@ class ChunkExecutor:
                 return ControllerState.HOLDING, "decelerating"
             return ControllerState.EXECUTING, ""
         return ControllerState.HOLDING, "no new chunk"
-
-
-def _knot_times_ns(trajectory: JointTrajectory, start_ns: int) -> list[int]:
-    """When each waypoint is reached."""
-    return [start_ns + round(time * NANOSECONDS) for time in trajectory.times[1:].tolist()]

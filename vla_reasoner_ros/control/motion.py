@@ -20,7 +20,10 @@ from vla_reasoner_ros.control.validator import LimitViolation, joint_violation, 
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.types import FloatArray
 
-USAGE = 0.98  # of the limits that splines are made for; the validator checks the limits themselves
+# Shares of the limits that splines are made for; the validator checks the limits themselves. The
+# spline's largest acceleration and jerk are computed, its largest velocity is only sampled.
+VELOCITY_USAGE = 0.98
+ACCELERATION_USAGE = 0.998
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,11 @@ class MotionPlanner:
                 :class:`LimitViolation` when it is the position, the workspace or the rest.
         """
         allowed = self._allowed(self._parameters.speed_factor, start)
-        spline_limits = _scaled(allowed.joints, USAGE, USAGE)
+        spline_limits = replace(
+            _scaled(allowed.joints, VELOCITY_USAGE),
+            acceleration=ACCELERATION_USAGE * allowed.joints.acceleration,
+            jerk=ACCELERATION_USAGE * allowed.joints.jerk,
+        )
         slower = 1.0
         while True:
             spline = limited_spline_to_rest(
@@ -105,7 +112,7 @@ class MotionPlanner:
                 allowed.angular,
             )
             if violation is None:
-                return TimedSpline(spline.trajectory, spline.stretch * slower)
+                return TimedSpline(spline.trajectory, spline.arrivals, spline.stretch * slower)
             slower *= 1.02 * ratio
             if ratio <= 1.0 or slower > self._parameters.max_stretch:
                 raise LimitViolation(violation)
@@ -143,7 +150,7 @@ class MotionPlanner:
         upper = np.minimum(
             np.maximum(limits.position_max - margin, start.position), limits.position_max
         )
-        joints = replace(_scaled(limits, factor, 1.0), position_min=lower, position_max=upper)
+        joints = replace(_scaled(limits, factor), position_min=lower, position_max=upper)
         cartesian = self._robot.cartesian
         return _Allowed(
             joints,
@@ -152,8 +159,8 @@ class MotionPlanner:
         )
 
 
-def _scaled(limits: JointLimits, factor: float, jerk: float) -> JointLimits:
-    """The limits with velocity and acceleration at ``factor``, jerk at ``jerk`` of theirs."""
+def _scaled(limits: JointLimits, factor: float) -> JointLimits:
+    """The limits with velocity and acceleration at ``factor`` of theirs."""
     envelope = limits.velocity_envelope
     if envelope is not None:
         envelope = replace(
@@ -163,6 +170,5 @@ def _scaled(limits: JointLimits, factor: float, jerk: float) -> JointLimits:
         limits,
         velocity=factor * limits.velocity,
         acceleration=factor * limits.acceleration,
-        jerk=jerk * limits.jerk,
         velocity_envelope=envelope,
     )

@@ -22,6 +22,9 @@ BRAKING_INTERVALS = 2.0  # the last waypoint gets twice its time: constant decel
 MIN_DURATION = 0.01  # s, of a motion that does not move
 STRETCH_ITERATIONS = 60
 STRETCH_STEP = 1.5  # largest factor on one interval in one iteration
+KICK_SHARE = 0.995  # of the acceleration and jerk limits for a quick change at the start
+KICK_INTERVAL = 0.3  # of the first interval that such a change may last
+MIN_KICK = 1e-3  # s, likewise
 SAMPLES_PER_SEGMENT = 12
 
 
@@ -189,10 +192,12 @@ class TimedSpline:
 
     Attributes:
         trajectory: the motion.
+        arrivals: (N,) s, when it passes each waypoint.
         stretch: its duration over the duration asked for; 1 when no time had to be added.
     """
 
     trajectory: JointTrajectory
+    arrivals: FloatArray
     stretch: float
 
 
@@ -206,9 +211,11 @@ def limited_spline_to_rest(
 ) -> TimedSpline:
     """A spline through the waypoints that respects velocity, acceleration and jerk.
 
-    Intervals in which a limit would break are made longer, those alone, until none breaks: the
-    waypoints stay, the motion along them slows down. The last interval is ``BRAKING_INTERVALS``
-    times as long as asked for, so that the arm can come to rest there.
+    Where a limit would break because the acceleration cannot jump at the start, it first changes
+    quickly, at nearly the largest jerk, to what suits the waypoints. Then intervals in which a
+    limit still breaks are made longer, those alone, until none breaks: the waypoints stay, the
+    motion along them slows down. The last interval is ``BRAKING_INTERVALS`` times as long as asked
+    for, so that the arm can come to rest there.
 
     Args:
         joint_names: the J joints.
@@ -225,13 +232,23 @@ def limited_spline_to_rest(
     intervals = np.array(intervals, dtype=np.float64)
     intervals[-1] *= BRAKING_INTERVALS
     asked = float(intervals.sum())
+    kick = False
     for _ in range(STRETCH_ITERATIONS):
-        trajectory = spline_to_rest(joint_names, start, waypoints, intervals)
+        if kick:
+            trajectory = _kicked_spline(joint_names, start, waypoints, intervals, limits)
+        else:
+            trajectory = spline_to_rest(joint_names, start, waypoints, intervals)
         excess = _excess(trajectory, limits)
         if not np.isfinite(excess).all():
             break
         if np.all(excess <= 1.0):
-            return TimedSpline(trajectory, trajectory.duration / asked)
+            arrivals = trajectory.times[-len(waypoints) :]
+            return TimedSpline(trajectory, arrivals, trajectory.duration / asked)
+        if kick:
+            excess = np.concatenate([[excess[:2].max()], excess[2:]])
+        elif excess[0] > 1.0:
+            kick = True
+            continue
         intervals *= np.where(excess > 1.0, np.clip(1.01 * excess, 1.0, STRETCH_STEP), 1.0)
         if intervals.sum() > max_stretch * asked:
             break
@@ -241,21 +258,63 @@ def limited_spline_to_rest(
     )
 
 
+def _kicked_spline(
+    joint_names: tuple[str, ...],
+    start: MotionState,
+    waypoints: FloatArray,
+    intervals: FloatArray,
+    limits: JointLimits,
+) -> JointTrajectory:
+    """A spline whose acceleration changes at once, as fast as jerk allows, and then smoothly.
+
+    What it changes to is the acceleration with which the spline of least jerk would start if it
+    were free to.
+    """
+    positions = np.concatenate([start.position[None], waypoints])
+    _, accelerations = _minimum_jerk_knots(positions, intervals, start, free_start=True)
+    bound = KICK_SHARE * limits.acceleration
+    wanted = np.clip(accelerations[0], -bound, bound) - start.acceleration
+    duration = max(float(np.max(np.abs(wanted) / (KICK_SHARE * limits.jerk))), MIN_KICK)
+    longest = KICK_INTERVAL * float(intervals[0])
+    if duration > longest:
+        wanted, duration = wanted * (longest / duration), longest
+    duration = round(duration * 1e9) * 1e-9
+    jerk = wanted / duration
+    kicked = MotionState(
+        start.position
+        + duration
+        * (start.velocity + duration * (start.acceleration / 2.0 + duration * jerk / 6.0)),
+        start.velocity + duration * (start.acceleration + duration * jerk / 2.0),
+        start.acceleration + wanted,
+    )
+    rest = np.concatenate([[intervals[0] - duration], intervals[1:]])
+    spline = spline_to_rest(joint_names, kicked, waypoints, rest)
+    return JointTrajectory(
+        joint_names,
+        _whole_nanoseconds(np.concatenate([[0.0], duration + spline.times])),
+        np.concatenate([start.position[None], spline.positions]),
+        np.concatenate([start.velocity[None], spline.velocities]),
+        np.concatenate([start.acceleration[None], spline.accelerations]),
+    )
+
+
 def _minimum_jerk_knots(
-    positions: FloatArray, intervals: FloatArray, start: MotionState
+    positions: FloatArray, intervals: FloatArray, start: MotionState, free_start: bool = False
 ) -> tuple[FloatArray, FloatArray]:
     """Velocities and accelerations (N + 1, J) that make jerk and snap continuous.
 
     The unknowns of knot k are u = v h and w = a h^2 with h the mean interval, which keeps the
     matrix near unit scale; two equations per inner knot couple it to its neighbours, so the matrix
-    has three diagonals on either side.
+    has three diagonals on either side. With ``free_start`` the acceleration at the start is unknown
+    too, and the jerk there is zero, as the least jerk wants it.
     """
     knots, joints = positions.shape
     velocities = np.zeros((knots, joints))
     accelerations = np.zeros((knots, joints))
     velocities[0], accelerations[0] = start.velocity, start.acceleration
     inner = knots - 2
-    if inner < 1:
+    extra = int(free_start)
+    if inner + extra < 1:
         return velocities, accelerations
     scale = intervals.mean()
     h = intervals / scale
@@ -271,22 +330,31 @@ def _minimum_jerk_knots(
     matrix[:, 1, 2] = -192.0 / left**3 - 192.0 / right**3
     matrix[:, 1, 3] = 36.0 / left**2 - 36.0 / right**2
     matrix[:, 1, 4], matrix[:, 1, 5] = -168.0 / right**3, 24.0 / right**2
-    known = np.empty((inner, 2, joints))
-    known[:, 0] = 60.0 * (change[1:] - change[:-1])
-    known[:, 1] = -360.0 * (change[1:] / right[:, None] + change[:-1] / left[:, None])
-    known[0] -= np.outer(matrix[0, :, 0], start.velocity * scale)
-    known[0] -= np.outer(matrix[0, :, 1], start.acceleration * scale**2)
-    banded = np.zeros((7, 2 * inner))
+    known = np.empty((extra + 2 * inner, joints))
+    known[extra::2] = 60.0 * (change[1:] - change[:-1])
+    known[extra + 1 :: 2] = -360.0 * (change[1:] / right[:, None] + change[:-1] / left[:, None])
+    banded = np.zeros((7, extra + 2 * inner))
+    if inner:
+        known[extra : extra + 2] -= np.outer(matrix[0, :, 0], start.velocity * scale)
+        if not free_start:
+            known[:2] -= np.outer(matrix[0, :, 1], start.acceleration * scale**2)
+    if free_start:  # 9 w0 / h + 24 u1 / h^2 - 3 w1 / h = 60 change - 36 u0 / h^2
+        known[0] = 60.0 * change[0] - 36.0 * start.velocity * scale / h[0] ** 2
+        banded[3, 0] = 9.0 / h[0]
+        if inner:
+            banded[2, 1], banded[1, 2] = 24.0 / h[0] ** 2, -3.0 / h[0]
     for row in range(2):
         for column in range(6):
             offset = column - 2 - row  # of the column from the diagonal
-            first = 1 if column < 2 else 0
+            first = 0 if column > 1 or (column == 1 and free_start) else 1
             last = inner - 1 if column > 3 else inner
-            at = 2 * np.arange(first, last) + row + offset
+            at = extra + 2 * np.arange(first, last) + row + offset
             banded[3 - offset, at] = matrix[first:last, row, column]
-    solution = solve_banded((3, 3), banded, known.reshape(2 * inner, joints), check_finite=False)
-    velocities[1:-1] = solution[0::2] / scale
-    accelerations[1:-1] = solution[1::2] / scale**2
+    solution = solve_banded((3, 3), banded, known, check_finite=False)
+    velocities[1:-1] = solution[extra::2] / scale
+    accelerations[1:-1] = solution[extra + 1 :: 2] / scale**2
+    if free_start:
+        accelerations[0] = solution[0] / scale**2
     return velocities, accelerations
 
 
