@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vla_reasoner_ros.policies.base import Policy
+from vla_reasoner_ros.policies.base import Policy, PolicySpec
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.types import ActionSpec, Decision, FloatArray, Observation
@@ -166,33 +166,39 @@ class Planner:
 
 
 def warm_up(reasoner: Reasoner, policy: Policy, world_model: WorldModel | None) -> None:
-    """Run everything once on an observation of nothing, so that the first decision is no slower.
+    """Run everything once, so that the first decision is no slower than the others.
 
-    What needs a simulator's state is only compiled: there is none yet.
+    Args:
+        reasoner: it.
+        policy: its policy.
+        world_model: its world model; one that needs a simulator's state gives an example.
 
     Raises:
         ModelError: the policy, or the search, cannot decide.
     """
-    spec = policy.spec
-    observation = Observation(
+    if world_model is not None and world_model.needs_simulator_state:
+        observation = world_model.example()
+    else:
+        observation = blank(policy.spec, world_model.joints if world_model is not None else 0)
+    reasoner.warm_up(observation)
+
+
+def blank(spec: PolicySpec, joints: int) -> Observation:
+    """An observation of nothing that fits a policy: grey images and a known instruction."""
+    return Observation(
         stamp_ns=0,
         images={
             name: np.full((*size, 3), 128, dtype=np.uint8) for name, size in spec.cameras.items()
         },
-        joint_names=(),
-        joint_positions=np.zeros(0),
-        joint_velocities=np.zeros(0),
+        joint_names=tuple(f"joint{i + 1}" for i in range(joints)),
+        joint_positions=np.zeros(joints),
+        joint_velocities=np.zeros(joints),
         ee_position=np.array([0.5, 0.0, 0.3]),
         ee_quaternion=np.array([1.0, 0.0, 0.0, 0.0]),
         gripper=1.0,
         instruction=spec.example_instruction,
         ee_frame=spec.action.frame,
     )
-    if world_model is not None and world_model.needs_simulator_state:
-        policy.propose(observation)
-        reasoner.warm_up(None)
-    else:
-        reasoner.warm_up(observation)
 
 
 class StateMatcher:

@@ -37,7 +37,18 @@ PICTURE_SIZE = (480, 360)
 # One world model per phase: changing it takes the planner through clean-up and configure.
 PHASES = (("simulator", ("policy", "search_simulator")), ("latent", ("search_learned",)))
 ARMS = [arm for _, arms in PHASES for arm in arms]
-LOCKSTEP = {"use_sim_time": True, "autostart": False}
+SIMULATIONS = {"policy": 0, "search_simulator": 32, "search_learned": 128}
+"""Imagined macro-actions per decision; the true simulator is the slowest of the world models."""
+MANAGED = {"autostart": False, "use_sim_time": True}
+LOCKSTEP = {"lockstep": True, "camera_rate": 2.5, "real_time_factor": 0.0}
+# Simulated time runs much faster than real time here and waits for no message: ages in it say
+# little, and a refused chunk must be answered or time would wait for the next trajectory.
+CONTROL = {
+    "enable_control": True,
+    "watchdog.max_joint_state_age": 1.0,
+    "chunk.max_clock_lead": 0.5,
+    "motion.repeat_on_rejection": True,
+}
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -119,9 +130,9 @@ class Demo:
 
     def _run_episode(self, task: str, seed: int, arm: str, show: bool) -> None:
         overrides = parse_overrides(self._arguments.set)
-        parameters = arm_table.search_parameters(arm, overrides)
-        simulations = 0 if arm == "policy" else parameters.simulations
-        values = overrides | {"search.simulations": simulations}
+        values = {"search.simulations": SIMULATIONS[arm]} | overrides
+        if arm == "policy":
+            values["search.simulations"] = 0
         self._client.set_parameters(PLANNER, values)
         began = time.monotonic()
         record = self._runner.run(task, seed, arm, show=show)
@@ -183,12 +194,11 @@ def main(words: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with ProcessGraph(arguments.out / "log") as graph:
-            simulator = {"lockstep": True, "camera_rate": 2.5, "real_time_factor": 0.0}
             for name, parameters in (
-                (SIMULATOR, {"autostart": False, **simulator}),
-                (CAMERA, LOCKSTEP),
-                (CONTROLLER, {**LOCKSTEP, "enable_control": True}),
-                (PLANNER, LOCKSTEP),
+                (SIMULATOR, {"autostart": False, **LOCKSTEP}),
+                (CAMERA, MANAGED),
+                (CONTROLLER, MANAGED | CONTROL),
+                (PLANNER, MANAGED),
             ):
                 graph.start(NodeProcess(name, name, parameters))
             with GraphClient(graph, "demo") as client:

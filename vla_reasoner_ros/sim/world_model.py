@@ -49,6 +49,7 @@ class SimulatorWorldModel:
     name = "simulator"
     spec = ACTION_SPEC
     needs_simulator_state = True
+    joints = 0
 
     def __init__(
         self,
@@ -117,6 +118,11 @@ class SimulatorWorldModel:
     def observation(self, slot: int) -> Observation:
         """What the cameras would see in a state."""
         self._world.set_state(self._slot(slot).state)
+        return self._world.observation()
+
+    def example(self) -> Observation:
+        """What the cameras would see at the start of an episode; to warm up with."""
+        self._world.reset(self._world.task, 0)
         return self._world.observation()
 
     def uncertainty(self, slots: Slots) -> NDArray[np.float64]:

@@ -26,8 +26,13 @@ class WorldModel(Protocol):
     """Actions imagined per call of :meth:`step`, M."""
     needs_simulator_state: bool
     """Whether :meth:`encode` reads ``Observation.simulator_state`` (privileged)."""
+    joints: int
+    """Joints that an observation must have; 0 when it reads none."""
     latent_source: str
     """Fingerprint of the encoder that :meth:`latents` come from; empty when there is none."""
+
+    def example(self) -> Observation:
+        """An observation to warm up with; asked only of one that needs a simulator's state."""
 
     def allocate(self, capacity: int) -> None:
         """Make room for ``capacity`` states; called at configure, never while deciding."""

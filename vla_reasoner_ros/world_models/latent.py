@@ -267,6 +267,7 @@ class LatentWorldModel:
         self._layout = config.layout
         self.spec = action_spec_from_card(card["action_spec"])
         self.macro_steps = config.macro_steps
+        self.joints = config.layout.joints
         self.latent_source = self.encoder.fingerprint
         self._states = torch.zeros((0, config.layout.width))
         self._variance = torch.zeros(0)
