@@ -1,0 +1,354 @@
+"""The arm controller as a process of its own, over real DDS, with the test as clock and arm."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_reasoner_ros.control.executor import ControllerState
+from vla_reasoner_ros.control.kinematics import Kinematics
+from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
+from vla_reasoner_ros.msg import ControllerStatus
+from vla_reasoner_ros.ros import graph as lifecycle
+from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.clock import to_nanoseconds, to_stamp
+from vla_reasoner_ros.ros.conversions import chunk_to_message, header
+from vla_reasoner_ros.ros.graph import GraphClient, GraphError
+from vla_reasoner_ros.ros.processes import NodeProcess, ProcessGraph
+from vla_reasoner_ros.sim.joint_trajectory_controller import (
+    JointTrajectoryController,
+    TrajectoryMessage,
+    TrajectoryPoint,
+)
+from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Representation
+
+NODE = "arm_controller_node"
+ROBOT = load_robot("fr3")
+ARM = Kinematics(ROBOT)
+SPEC = ActionSpec(
+    Representation.EE_DELTA,
+    ("x", "y", "z", "rx", "ry", "rz", "gripper"),
+    "base",
+    0.1,
+    GripperSpec(6),
+)
+FORWARD = np.tile([0.012, 0.006, -0.01, 0.0, 0.0, 0.02, 1.0], (8, 1))
+MS = 1_000_000
+
+
+class Bench:
+    """The node under test, and an arm that does what joint_trajectory_controller does."""
+
+    def __init__(self, folder):
+        self.graph = ProcessGraph(folder)
+        parameters = {
+            "use_sim_time": True,
+            "autostart": False,
+            "enable_control": True,
+            "status_period": 0.01,
+            "diagnostics_period": 0.1,
+            "motion.settle_time": 0.0,
+        }
+        self.graph.start(NodeProcess(NODE, NODE, parameters))
+        self.client = GraphClient(self.graph)
+        node = self.client.node
+        self.clock = node.create_publisher(Clock, "/clock", qos.CLOCK)
+        self.joints = node.create_publisher(JointState, "joint_states", qos.STATE)
+        self.chunks = node.create_publisher(ActionChunkMessage, "action_chunk", qos.COMMAND)
+        self.estop = node.create_publisher(Bool, "estop", qos.COMMAND)
+        for kind, topic, callback in (
+            (JointTrajectory, "joint_trajectory", self._command),
+            (Float64, "gripper_command", lambda m: self.grips.append(m.data)),
+            (ControllerStatus, f"{NODE}/status", self._status),
+            (DiagnosticArray, "/diagnostics", self._diagnose),
+        ):
+            node.create_subscription(kind, topic, callback, 100)
+        self.now = 1_000_000 * MS
+        self.sequence = 0
+        self.diagnostics = {}
+        self.status = None
+        self.forget()
+        self.client.change(NODE, lifecycle.CONFIGURE)
+
+    def forget(self):
+        self.arm = JointTrajectoryController(ROBOT.joint_names, ROBOT.limits, ROBOT.home, self.now)
+        self.commands, self.grips = [], []
+
+    def start(self):
+        """Activate with the arm at home, in a clean state."""
+        self.step(0.02)
+        self.forget()
+        self.client.change(NODE, lifecycle.ACTIVATE)
+        publishers = (self.clock, self.joints, self.chunks, self.estop)
+        self.wait(lambda: all(p.get_subscription_count() for p in publishers), "connections")
+        self.run(0.05)
+
+    def step(self, seconds, joints=True):
+        """Let time pass for everyone."""
+        self.now += round(seconds * 1000) * MS
+        self.arm.advance(self.now)
+        if joints:
+            state = self.arm.state
+            self.joints.publish(
+                JointState(
+                    header=header(self.now),
+                    name=[*ROBOT.joint_names[::-1], "finger"],
+                    position=[*state.position[::-1], 0.0],
+                    velocity=[*state.velocity[::-1], 0.0],
+                )
+            )
+        self.clock.publish(Clock(clock=to_stamp(self.now)))
+
+    def run(self, seconds, joints=True):
+        """Let time pass in steps that the node has seen before the next one."""
+        for _ in range(round(seconds / 0.01)):
+            self.step(0.01, joints)
+            self.wait(self.caught_up, f"status at {self.now}")
+
+    def caught_up(self):
+        if self.status is not None and to_nanoseconds(self.status.header.stamp) >= self.now:
+            return True
+        self.clock.publish(Clock(clock=to_stamp(self.now)))  # best effort: it may be lost
+        return False
+
+    def wait(self, condition, what):
+        return self.client.wait(condition, 20.0, what, period=0.01)
+
+    def chunk(self, motion=FORWARD, stamp=None):
+        self.sequence += 1
+        chunk = ActionChunk(SPEC, motion, self.now if stamp is None else stamp, self.sequence)
+        return chunk_to_message(chunk, self.now)
+
+    def send(self, message):
+        """Publish a chunk and wait until the node has judged it."""
+        before = self.status.chunks_accepted + self.status.chunks_rejected
+
+        def judged():
+            self.step(0.01)
+            self.client.spin(0.05)
+            return self.status.chunks_accepted + self.status.chunks_rejected > before
+
+        self.chunks.publish(message)
+        self.wait(judged, "an answer to the chunk")
+
+    def move(self):
+        self.send(self.chunk())
+        self.run(0.3)
+        assert self.status.state == ControllerState.EXECUTING
+        assert np.abs(self.arm.state.velocity).max() > 0.1
+
+    def call(self, kind, name, **fields):
+        return self.client.call(kind, f"{NODE}/{name}", kind.Request(**fields))
+
+    def at_rest(self):
+        return not np.abs(self.arm.state.velocity).any()
+
+    def judge(self):
+        assert not self.arm.rejections
+        assert not self.arm.violations
+
+    def _command(self, message):
+        self.commands.append(message)
+        points = [
+            TrajectoryPoint(
+                p.time_from_start.sec * 1000 * MS + p.time_from_start.nanosec,
+                p.positions,
+                p.velocities,
+                p.accelerations,
+            )
+            for p in message.points
+        ]
+        stamp = to_nanoseconds(message.header.stamp)
+        self.arm.accept(TrajectoryMessage(message.joint_names, points, stamp))
+
+    def _status(self, message):
+        self.status = message
+
+    def _diagnose(self, message):
+        for status in message.status:
+            self.diagnostics[status.name] = status
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    bench = Bench(tmp_path_factory.mktemp("log"))
+    yield bench
+    bench.graph.stop()
+
+
+@pytest.fixture
+def bench(process):
+    process.client.set_parameters(NODE, {"enable_control": True})
+    process.start()
+    yield process
+    process.run(1.0)
+    process.judge()
+    process.client.change(NODE, lifecycle.DEACTIVATE)
+
+
+def test_a_chunk_moves_the_arm_where_it_says(bench):
+    before, _ = ARM.forward(bench.arm.state.position)
+    bench.move()
+    bench.run(1.2)
+    after, _ = ARM.forward(bench.arm.state.position)
+    np.testing.assert_allclose(after - before, FORWARD[:, :3].sum(axis=0), atol=2e-3)
+    assert bench.grips == [1.0]
+    assert bench.status.state == ControllerState.HOLDING
+    assert bench.status.reason == "no new chunk"
+    assert bench.status.sequence == bench.sequence
+    assert bench.status.actions_consumed == 8
+
+
+def test_chunks_in_a_row_are_one_motion(bench):
+    for _ in range(4):
+        bench.send(bench.chunk(0.5 * FORWARD))
+        bench.run(0.37)
+        assert not bench.at_rest()
+    assert bench.status.chunks_rejected == 0
+
+
+def test_in_a_dry_run_not_one_command_leaves(bench):
+    bench.client.set_parameters(NODE, {"enable_control": False})
+    bench.run(0.05)
+    accepted = bench.status.chunks_accepted
+    for _ in range(3):
+        bench.send(bench.chunk())
+        bench.run(0.2)
+    bench.call(SetBool, "hold", data=True)
+    bench.call(SetBool, "hold", data=False)
+    bench.run(0.3)
+    assert bench.status.chunks_accepted == accepted + 3
+    assert bench.status.state == ControllerState.DRY_RUN
+    assert bench.commands == []
+    assert bench.grips == []
+
+
+def spoiled(message, **fields):
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"actions": [float("nan")] * 56}, "x at step 0 is nan"),
+        ({"actions": [0.0] * 55}, "55 numbers, expected 8 steps x 7 dimensions"),
+        ({"representation": "dance"}, "dance"),
+        ({"dt": -0.1}, "dt must be positive seconds"),
+        ({"names": ["a", "b", "c", "d", "e", "f", "gripper"]}, "convention"),
+        ({"actions": [0.5] * 56}, "translation step 0"),
+    ],
+)
+def test_a_bad_chunk_is_dropped_counted_and_said_and_the_next_good_one_is_taken(
+    bench, fields, reason
+):
+    bench.send(spoiled(bench.chunk(), **fields))
+    assert reason in bench.status.last_rejection
+    assert bench.commands == []
+    bench.send(bench.chunk())
+    assert len(bench.commands) == 1
+
+
+def test_diagnostics_count_what_was_refused(bench):
+    bench.send(bench.chunk(50.0 * FORWARD))
+    refused = str(bench.status.chunks_rejected)
+
+    def said():
+        values = bench.diagnostics[f"{NODE}: arm"].values
+        return {v.key: v.value for v in values}["chunks rejected"] == refused
+
+    bench.wait(said, "diagnostics")
+
+
+def test_an_old_or_a_repeated_chunk_is_refused(bench):
+    bench.send(bench.chunk(stamp=bench.now - 5000 * MS))
+    assert "stale_observation" in bench.status.last_rejection
+    good = bench.chunk()
+    bench.send(good)
+    bench.send(good)
+    assert "duplicate" in bench.status.last_rejection
+
+
+@pytest.mark.parametrize("profile", [qos.COMMAND, qos.LATCHED], ids=["unlatched", "latched"])
+def test_the_emergency_stop_is_heard_from_any_publisher_and_needs_a_reset(bench, profile):
+    publisher = bench.client.node.create_publisher(Bool, "estop", profile)
+    bench.wait(publisher.get_subscription_count, "connection")
+    bench.move()
+    publisher.publish(Bool(data=True))
+    bench.wait(lambda: len(bench.commands) == 2, "the stop")
+    bench.run(0.4)
+    assert bench.at_rest()
+    assert bench.status.state == ControllerState.STOPPED
+    answer = bench.call(Trigger, "reset")
+    assert not answer.success
+    assert "still set" in answer.message
+    bench.send(bench.chunk())
+    assert "stopped" in bench.status.last_rejection
+    publisher.publish(Bool(data=False))
+    bench.wait(lambda: bench.call(Trigger, "reset").success, "reset")
+    bench.run(0.02)
+    bench.send(bench.chunk())
+    assert len(bench.commands) == 3
+    bench.client.node.destroy_publisher(publisher)
+
+
+def test_a_hold_stops_until_it_is_released(bench):
+    bench.move()
+    assert bench.call(SetBool, "hold", data=True).success
+    bench.run(0.4)
+    assert bench.at_rest()
+    assert bench.status.reason == "hold requested"
+    bench.call(SetBool, "hold", data=False)
+    bench.run(0.02)
+    bench.send(bench.chunk())
+    assert bench.status.state == ControllerState.EXECUTING
+
+
+def test_joint_states_that_stop_stop_the_arm(bench):
+    bench.move()
+    bench.run(0.5, joints=False)
+    assert bench.at_rest()
+    assert "joint state is" in bench.status.reason
+    assert len(bench.commands) == 2
+    bench.run(0.1)
+    bench.send(bench.chunk())
+    assert len(bench.commands) == 3
+
+
+def test_a_node_that_is_deactivated_in_motion_leaves_a_deceleration(bench):
+    bench.move()
+    bench.client.change(NODE, lifecycle.DEACTIVATE)
+    bench.wait(lambda: len(bench.commands) == 2, "the last command")
+    for _ in range(40):
+        bench.step(0.01)
+    assert bench.at_rest()
+    bench.client.change(NODE, lifecycle.ACTIVATE)
+
+
+def test_parameters_out_of_range_are_refused_in_motion_and_change_nothing(bench):
+    bench.move()
+    for name, value in (("motion.speed_factor", float("nan")), ("watchdog.period", 0.05)):
+        with pytest.raises(GraphError, match=name):
+            bench.client.set_parameters(NODE, {name: value})
+    bench.run(1.0)
+
+
+def test_an_unknown_robot_or_a_broken_file_refuses_to_configure(tmp_path):
+    broken = tmp_path / "arm.yaml"
+    broken.write_text("name: arm\n")
+    for robot, words in (("fr4", "'fr4' is unknown"), (str(broken), "missing key 'limits'")):
+        with ProcessGraph(tmp_path / "log") as graph:
+            graph.start(NodeProcess(NODE, NODE, {"robot": robot, "autostart": False}))
+            client = GraphClient(graph)
+            with pytest.raises(GraphError, match=r"failed to configure"):
+                client.change(NODE, lifecycle.CONFIGURE)
+            assert words in graph.log(NODE).read_text()
