@@ -8,6 +8,7 @@ from torch import nn
 
 from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.parameters import replace
+from vla_reasoner_ros.training.progress import duration
 from vla_reasoner_ros.training.trainer import TrainerParameters, learning_rate, train
 
 PARAMETERS = TrainerParameters(
@@ -153,3 +154,12 @@ def test_progress_says_rate_and_time_left(tmp_path, capsys):
     assert "line: 20/40 steps" in lines
     assert "/s, " in lines
     assert " left, held out loss" in lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+    + [(float("inf"), "unknown time")],
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
