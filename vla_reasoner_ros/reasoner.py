@@ -319,7 +319,11 @@ class Reasoner:
             stages,
             keep_tree=statistics.tree_reused,
         )
-        return self._conclude(engine, outcome, proposals[0], statistics), snapshot(engine)
+        chunk = self._conclude(engine, outcome, proposals[0], statistics)
+        tree = snapshot(engine)
+        if parameters.positions:
+            tree = replace(tree, ee_positions=world_model.ee_positions(tree.slots))
+        return chunk, tree
 
     def _conclude(
         self,

@@ -26,7 +26,7 @@ class MixturePrior(Prior):
 
     Args:
         weights: prior's registered name to positive weight; they are scaled to sum to one.
-        options: prior's name to its own options.
+        options: prior's name to its own options; None conditions a KDE on its 256 neighbours.
 
     Raises:
         ConfigurationError: no or bad weights, an unusable prior, or different action conventions.
@@ -40,7 +40,8 @@ class MixturePrior(Prior):
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         weights = DEFAULT_WEIGHTS if weights is None else weights
-        given = DEFAULT_OPTIONS if options is None else options
+        usual = {name: known for name, known in DEFAULT_OPTIONS.items() if name in weights}
+        given = usual if options is None else options
         values = np.array([float(value) for value in weights.values()])
         if not len(values) or not (np.isfinite(values) & (values > 0.0)).all():
             raise ConfigurationError(

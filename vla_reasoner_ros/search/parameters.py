@@ -272,6 +272,10 @@ class SearchParameters:
     )
     shadow: bool = parameter(False, "Search and report, but let the policy drive.")
 
+    positions: bool = parameter(
+        True, "Ask the world model where the end effector is in every imagined state, to be shown."
+    )
+
     gate: Gate = group(Gate)
     drift: Drift = group(Drift)
     reuse: bool = parameter(
