@@ -7,7 +7,8 @@ import pytest
 from benchmark.fuzz_control import Episode, Judge, Report, fuzz
 from vla_reasoner_ros.control.executor import TimedTrajectory
 from vla_reasoner_ros.control.robots import load_robot
-from vla_reasoner_ros.control.trajectory import MotionState, resting, spline_to_rest
+from vla_reasoner_ros.control.spline import spline_to_rest
+from vla_reasoner_ros.control.trajectory import MotionState, resting
 
 CHUNKS = int(os.environ.get("FUZZ_CHUNKS", "3000"))
 FR3 = load_robot("fr3")

@@ -8,14 +8,9 @@ from hypothesis.extra.numpy import arrays
 
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import Workspace, load_robot
+from vla_reasoner_ros.control.spline import limited_spline_to_rest, spline_to_rest
 from vla_reasoner_ros.control.stopping import brake, move_to
-from vla_reasoner_ros.control.trajectory import (
-    JointTrajectory,
-    MotionState,
-    limited_spline_to_rest,
-    resting,
-    spline_to_rest,
-)
+from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState, resting
 from vla_reasoner_ros.control.validator import (
     LimitViolation,
     joint_violation,

@@ -9,13 +9,9 @@ import numpy as np
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.parameters import MotionParameters
 from vla_reasoner_ros.control.robots import JointLimits, Robot, Workspace
+from vla_reasoner_ros.control.spline import TimedSpline, limited_spline_to_rest
 from vla_reasoner_ros.control.stopping import brake, move_to
-from vla_reasoner_ros.control.trajectory import (
-    JointTrajectory,
-    MotionState,
-    TimedSpline,
-    limited_spline_to_rest,
-)
+from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.control.validator import LimitViolation, joint_violation, tcp_violation
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.types import FloatArray

@@ -81,6 +81,14 @@ class JointLimits:
     torque: FloatArray
     velocity_envelope: VelocityEnvelope | None = None
 
+    def velocity_bounds(self, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The lowest (negative) and highest velocity at positions (..., J), each (..., J) rad/s."""
+        highest = np.broadcast_to(self.velocity, positions.shape)
+        if self.velocity_envelope is None:
+            return -highest, highest
+        lower, upper = self.velocity_envelope.bounds(positions)
+        return np.maximum(lower, -highest), np.minimum(upper, highest)
+
 
 @dataclass(frozen=True)
 class CartesianLimits:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import JointLimits, Workspace
-from vla_reasoner_ros.control.trajectory import JointTrajectory, velocity_bounds
+from vla_reasoner_ros.control.trajectory import JointTrajectory
 from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.types import FloatArray
 
@@ -82,7 +82,7 @@ def joint_violation(trajectory: JointTrajectory, limits: JointLimits) -> Violati
     position = position[:, _BEFORE:]
     slow, fast = -limits.velocity[:, None], limits.velocity[:, None]
     if limits.velocity_envelope is not None:
-        slow, fast = (bound.T for bound in velocity_bounds(position.T, limits))
+        slow, fast = (bound.T for bound in limits.velocity_bounds(position.T))
     acceleration_limit, jerk_limit = limits.acceleration[:, None], limits.jerk[:, None]
     low, high = limits.position_min[:, None], limits.position_max[:, None]
     checks = (
