@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
-import time
 from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -370,20 +371,11 @@ class Episode:
             self._judge.receive(message, arrival)
 
 
-def fuzz(chunks: int, seed: int, episode: int = 100, progress: bool = False) -> Report:
+def fuzz(chunks: int, seed: int, episode: int = 100) -> Report:
     """Run episodes of ``episode`` chunks until ``chunks`` have been made."""
     report = Report()
-    number = 0
-    began = time.monotonic()
-    while report.chunks < chunks:
-        Episode(seed + number).run(min(episode, chunks - report.chunks), report)
-        number += 1
-        if progress and number % 200 == 0:
-            rate = report.chunks / (time.monotonic() - began)
-            print(
-                f"{report.chunks} chunks, {rate:.0f} a second, {len(report.problems)} problems",
-                file=sys.stderr,
-            )
+    for number in range(-(-chunks // episode)):
+        Episode(seed + number).run(min(episode, chunks - number * episode), report)
     return report
 
 
@@ -391,13 +383,24 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("chunks", type=int, nargs="?", default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first episode")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     arguments = parser.parse_args()
-    report = fuzz(arguments.chunks, arguments.seed, progress=True)
-    print(json.dumps({"chunks": report.chunks, **dict(report.outcomes.most_common())}))
-    for problem in report.problems:
+    share, episode = 10_000, 100
+    starts = range(0, arguments.chunks, share)
+    sizes = [min(share, arguments.chunks - start) for start in starts]
+    seeds = [arguments.seed + start // episode for start in starts]
+    total = Report()
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for report in pool.map(fuzz, sizes, seeds):
+            total.chunks += report.chunks
+            total.outcomes += report.outcomes
+            total.problems += report.problems
+            print(f"{total.chunks} chunks, {len(total.problems)} problems", file=sys.stderr)
+    print(json.dumps({"chunks": total.chunks, **dict(total.outcomes.most_common())}))
+    for problem in total.problems:
         print(problem)
-    return 1 if report.problems else 0
+    return 1 if total.problems else 0
 
 
 if __name__ == "__main__":

@@ -5,28 +5,32 @@ All times are integer nanoseconds of one clock, given by the caller, so that sim
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 
+from vla_reasoner_ros.control.commands import (
+    NANOSECONDS,
+    NOTHING,
+    Accepted,
+    Commands,
+    ControllerState,
+    ExecutorStatus,
+    TimedTrajectory,
+)
 from vla_reasoner_ros.control.decode import (
     JumpError,
     gripper_openings,
     joint_waypoints,
     require_convention,
 )
+from vla_reasoner_ros.control.gripper import GripperSchedule
+from vla_reasoner_ros.control.joint_states import JointStateBuffer
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.motion import MotionPlanner
 from vla_reasoner_ros.control.parameters import ControlParameters
-from vla_reasoner_ros.control.queue import (
-    NANOSECONDS,
-    ChunkQueue,
-    ChunkRejected,
-    RejectionReason,
-    Trimmed,
-)
+from vla_reasoner_ros.control.playback import Playback
+from vla_reasoner_ros.control.queue import ChunkQueue, ChunkRejected, RejectionReason, Trimmed
 from vla_reasoner_ros.control.robots import Robot, load_robot
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState, resting
 from vla_reasoner_ros.control.validator import LimitViolation
@@ -34,112 +38,29 @@ from vla_reasoner_ros.errors import (
     ActionChunkError,
     ConfigurationError,
     KinematicsError,
-    ObservationError,
     TrajectoryError,
     VlaReasonerError,
 )
 from vla_reasoner_ros.types import ActionChunk, ActionSpec, FloatArray, Representation
 
 RAMP_DISTANCE = 0.05  # rad; a first absolute waypoint farther away is approached slowly
-IMPOSSIBLE_SPEED = 3.0  # times the velocity limit: a joint that is read so fast has been moved
-IMPOSSIBLE_STEP = 0.1  # rad on top
-MOVING = 0.05  # rad/s; an arm that is read slower counts as standing
 REPEATED_REST = 0.1  # s; a repeated motion ends that much later, to be there before its end
 OVERSHOOT = 0.02  # rad; room beyond the margin for a spline that swings past its waypoints
-HISTORY = 4096  # joint states kept
+
+__all__ = [
+    "Accepted",
+    "ChunkExecutor",
+    "ChunkRejected",
+    "Commands",
+    "ControllerState",
+    "ExecutorStatus",
+    "ResetRefused",
+    "TimedTrajectory",
+]
 
 
 class ResetRefused(VlaReasonerError):
     """A reset while the cause of the stop persists."""
-
-
-class ControllerState(IntEnum):
-    """As in ``ControllerStatus.msg``."""
-
-    DRY_RUN = 0
-    WAITING = 1
-    EXECUTING = 2
-    HOLDING = 3
-    STOPPED = 4
-
-
-@dataclass(frozen=True)
-class TimedTrajectory:
-    """A motion and when it starts.
-
-    Attributes:
-        start_ns: the time of the first knot, ns. Its state is the commanded one there.
-        trajectory: the motion. Send the knots after the first: the controller is in the first one
-            already, and ``time_from_start`` must be positive.
-    """
-
-    start_ns: int
-    trajectory: JointTrajectory
-
-    @property
-    def end_ns(self) -> int:
-        """When the arm has come to rest, ns."""
-        return self.start_ns + round(self.trajectory.duration * NANOSECONDS)
-
-    def at(self, time_ns: int) -> MotionState:
-        """The commanded state at a time."""
-        return self.trajectory.sample((time_ns - self.start_ns) / NANOSECONDS)
-
-
-@dataclass(frozen=True)
-class Commands:
-    """What is to be published now; both are None when nothing is.
-
-    Attributes:
-        trajectory: for the joint trajectory controller; replaces the running one.
-        gripper: opening fraction, 0 closed to 1 open.
-    """
-
-    trajectory: TimedTrajectory | None = None
-    gripper: float | None = None
-
-
-NOTHING = Commands()
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A chunk that passed every gate.
-
-    Attributes:
-        commands: what is to be published now; nothing in a dry run.
-        motion: what was planned, in a dry run as well.
-        trimmed: actions of the chunk that were past already.
-        stretch: duration over the duration asked for; 1 when no limit came near.
-        base: (J,) rad, the joints that displacements were added to.
-    """
-
-    commands: Commands
-    motion: TimedTrajectory
-    trimmed: int
-    stretch: float
-    base: FloatArray
-
-
-@dataclass(frozen=True)
-class ExecutorStatus:
-    """The fields of ``ControllerStatus.msg``."""
-
-    state: ControllerState
-    reason: str
-    sequence: int
-    actions_consumed: int
-    chunks_accepted: int
-    chunks_rejected: int
-    last_rejection: str
-    tracking_error: float
-
-
-@dataclass(frozen=True)
-class _JointState:
-    stamp_ns: int
-    positions: FloatArray
-    velocities: FloatArray
 
 
 @dataclass(frozen=True)
@@ -189,6 +110,11 @@ class ChunkExecutor:
         urdf: text of a URDF whose kinematics replace the robot file's; empty for none.
         action_spec: the only convention to take; None takes the first chunk's from then on.
 
+    Attributes:
+        parameters: the parameters in force.
+        robot: the robot with the limits in force.
+        kinematics: its kinematics.
+
     Raises:
         ConfigurationError: no such robot, a broken robot file or URDF, or a convention that the
             robot cannot follow.
@@ -203,11 +129,14 @@ class ChunkExecutor:
         self.parameters = parameters
         self.robot: Robot = load_robot(parameters.robot, parameters.limits)
         self.kinematics = Kinematics(self.robot, urdf)
-        self._planner = MotionPlanner(self.robot, self.kinematics, parameters.motion)
-        self._queue = ChunkQueue(parameters.chunk)
-        self._spec = action_spec
         if action_spec is not None:
             require_convention(action_spec, self.robot)
+        self._spec = action_spec
+        self._planner = MotionPlanner(self.robot, self.kinematics, parameters.motion)
+        self._queue = ChunkQueue(parameters.chunk)
+        self._joints = JointStateBuffer(self.robot)
+        self._playback = Playback(self.robot.joint_names)
+        self._gripper = GripperSchedule()
         self._accepted = 0
         self._rejected = 0
         self._last_rejection = ""
@@ -216,13 +145,9 @@ class ChunkExecutor:
         self._emergency = False
         self._latched = False
         self._hold: _Hold | None = None
-        self._states: deque[_JointState] = deque(maxlen=HISTORY)
-        self._motion: TimedTrajectory | None = None
-        self._history: deque[tuple[int, TimedTrajectory]] = deque()
-        self._gripper_schedule: deque[tuple[int, float]] = deque()
-        self._gripper: float | None = None
+        self._stopping = False
+        self._resyncing = False
         self._pending: TimedTrajectory | None = None
-        self._forget(None)
 
     def set_parameters(self, parameters: ControlParameters, now_ns: int) -> Commands:
         """Use other parameters from now on; all or nothing.
@@ -254,12 +179,7 @@ class ChunkExecutor:
 
     # -- what the arm says ------------------------------------------------------------------
 
-    def measured(
-        self,
-        stamp_ns: int,
-        positions: FloatArray,
-        velocities: FloatArray,
-    ) -> None:
+    def measured(self, stamp_ns: int, positions: FloatArray, velocities: FloatArray) -> None:
         """Take a joint state.
 
         One that is older than the last is ignored; one of the same stamp replaces it.
@@ -272,43 +192,9 @@ class ChunkExecutor:
         Raises:
             ObservationError: wrong width, or a number that is not finite.
         """
-        state = _JointState(
-            stamp_ns,
-            np.array(positions, dtype=np.float64),
-            np.array(velocities, dtype=np.float64),
-        )
-        for name, values in (("position", state.positions), ("velocity", state.velocities)):
-            if values.shape != (self.robot.joints,):
-                raise ObservationError(
-                    f"joint state: expected {self.robot.joints} numbers for {name}, got shape "
-                    f"{values.shape}"
-                )
-            if not np.isfinite(values).all():
-                joint = self.robot.joint_names[int(np.argmax(~np.isfinite(values)))]
-                raise ObservationError(f"joint state: {name} of {joint} is not finite")
-        if stamp_ns < self._reference_after_ns:
-            return
-        if self._states:
-            elapsed_ns = stamp_ns - self._states[-1].stamp_ns
-            if elapsed_ns < 0:
-                return
-            if elapsed_ns == 0:
-                self._states.pop()
-            else:
-                self._notice_jump(self._states[-1], state)
-        self._states.append(state)
-
-    def _notice_jump(self, before: _JointState, after: _JointState) -> None:
-        elapsed = (after.stamp_ns - before.stamp_ns) / NANOSECONDS
-        possible = IMPOSSIBLE_SPEED * self.robot.limits.velocity * elapsed + IMPOSSIBLE_STEP
-        moved = np.abs(after.positions - before.positions)
-        if np.any(moved > possible):
-            joint = int(np.argmax(moved / possible))
-            self._hold = _Hold(
-                f"{self.robot.joint_names[joint]} jumped by {moved[joint]:.3f} rad in "
-                f"{elapsed:.3f} s, which no arm can; reset when this is explained",
-                latched=True,
-            )
+        jump = self._joints.add(stamp_ns, positions, velocities)
+        if jump:
+            self._hold = _Hold(f"{jump}; reset when this is explained", latched=True)
 
     # -- what the planner says --------------------------------------------------------------
 
@@ -321,42 +207,40 @@ class ChunkExecutor:
         """
         self._follow_clock(now_ns)
         try:
-            accepted = self._plan(chunk, now_ns)
+            accepted = self._take(chunk, now_ns)
         except ChunkRejected as rejection:
-            self._rejected += 1
-            self._last_rejection = f"chunk {chunk.sequence}: {rejection}"
+            self.reject(f"chunk {chunk.sequence}: {rejection}")
             raise
         self._accepted += 1
         return accepted
 
     def reject(self, text: str) -> None:
-        """Count a chunk that could not even be read."""
+        """Count a chunk as refused: one that could not even be read."""
         self._rejected += 1
         self._last_rejection = text
 
-    def _plan(self, chunk: ActionChunk, now_ns: int) -> Accepted:
+    def _take(self, chunk: ActionChunk, now_ns: int) -> Accepted:
+        enabled = self.parameters.enable_control
         self._require_free(now_ns)
         self._require_convention(chunk.spec)
         self._queue.require_acceptable(chunk, now_ns)
-        enabled = self.parameters.enable_control
-        switch_ns = now_ns + (round(self._lead() * NANOSECONDS) if enabled else 0)
+        switch_ns = now_ns + (self._lead_ns() if enabled else 0)
         start = self._commanded(switch_ns)
         trimmed = self._queue.trim(chunk, switch_ns)
         base = self._joints_at(chunk.observation_stamp_ns)
-        plan = self._plan_motion(chunk, trimmed, base, start)
-        ends = [switch_ns + round(t * NANOSECONDS) for t in plan.arrivals.tolist()]
-        if not enabled:
-            ends = []
-        self._queue.commit(chunk, trimmed, switch_ns, ends)
+        plan = self._plan(chunk, trimmed, base, start)
         motion = TimedTrajectory(switch_ns, plan.trajectory)
+        arrivals = plan.arrivals.tolist() if enabled else []
+        ends = [switch_ns + round(arrival * NANOSECONDS) for arrival in arrivals]
+        self._queue.commit(chunk, trimmed, switch_ns, ends)
         commands = NOTHING
         if enabled:
-            self._run(motion, now_ns)
-            self._schedule(trimmed, plan.openings, switch_ns, ends)
-            commands = Commands(self._motion, self._due_gripper(now_ns, inclusive=True))
+            sent = self._run(motion, now_ns)
+            self._schedule_gripper(trimmed, plan.openings, switch_ns, ends)
+            commands = Commands(sent, self._gripper.due(now_ns, inclusive=True))
         return Accepted(commands, motion, trimmed.first, plan.stretch, base)
 
-    def _plan_motion(
+    def _plan(
         self, chunk: ActionChunk, trimmed: Trimmed, base: FloatArray, start: MotionState
     ) -> _Plan:
         try:
@@ -389,16 +273,6 @@ class ChunkExecutor:
             raise ChunkRejected(RejectionReason.LIMIT, str(error)) from error
         return _Plan(spline.trajectory, spline.arrivals, spline.stretch, openings)
 
-    def _lead(self) -> float:
-        """Seconds until a new motion takes over.
-
-        The first one leaves time for the arm's controller to come from where it was told to be to
-        where the arm is, which differ by what gravity makes of a position servo.
-        """
-        motion = self.parameters.motion
-        first = self._motion is None
-        return max(motion.lead_time, motion.settle_time) if first else motion.lead_time
-
     def _require_free(self, now_ns: int) -> None:
         if self._latched:
             raise ChunkRejected(RejectionReason.STOPPED, "the emergency stop is latched")
@@ -406,19 +280,11 @@ class ChunkExecutor:
             raise ChunkRejected(RejectionReason.HOLDING, self._user_hold)
         if self._hold is not None:
             raise ChunkRejected(RejectionReason.HOLDING, self._hold.reason)
-        problem = self._joint_state_problem(now_ns)
-        if not problem and self._motion is None and self.parameters.enable_control:
-            problem = self._drift()
+        problem = self._joint_problem(now_ns)
+        if not problem and self._playback.motion is None and self.parameters.enable_control:
+            problem = self._joints.motion()
         if problem:
             raise ChunkRejected(RejectionReason.JOINT_STATE, problem)
-
-    def _drift(self) -> str:
-        """What moves though nothing is commanded; empty when the arm stands."""
-        speed = np.abs(self._states[-1].velocities)
-        if speed.max() <= MOVING:
-            return ""
-        joint = int(np.argmax(speed))
-        return f"the arm still moves: {self.robot.joint_names[joint]} at {speed[joint]:.3f} rad/s"
 
     def _require_convention(self, spec: ActionSpec) -> None:
         try:
@@ -456,9 +322,9 @@ class ChunkExecutor:
             return NOTHING
         self._watch(now_ns)
         if self._hold is None and not self._user_hold and not self._latched:
-            return Commands(None, self._due_gripper(now_ns, inclusive=False))
-        returning = self._resyncing and not self._joint_state_problem(now_ns)
-        if self._moving(now_ns) and not self._stopping and not returning:
+            return Commands(None, self._gripper.due(now_ns, inclusive=False))
+        returning = self._resyncing and not self._joint_problem(now_ns)
+        if self._playback.moving(now_ns) and not self._stopping and not returning:
             return self._decelerate(now_ns)
         return self._after_stop(now_ns)
 
@@ -468,15 +334,17 @@ class ChunkExecutor:
         It changes nothing; it answers a simulator that waits for a trajectory when a chunk was
         refused.
         """
-        if not self.parameters.enable_control or self._motion is None or self._latched:
+        motion = self._playback.motion
+        if not self.parameters.enable_control or motion is None or self._latched:
             return NOTHING
-        names, end = self.robot.joint_names, self._motion.trajectory.end.position
         pause = self.parameters.motion.lead_time + REPEATED_REST
-        motion = resting(names, end, pause)
-        if self._moving(now_ns):
-            rest = self._motion.trajectory.from_time((now_ns - self._motion.start_ns) / NANOSECONDS)
-            motion = rest.then(rest.duration, motion)
-        return Commands(TimedTrajectory(now_ns, motion))
+        trajectory = resting(self.robot.joint_names, motion.trajectory.end.position, pause)
+        if self._playback.moving(now_ns):
+            rest = motion.from_time(now_ns)
+            trajectory = rest.then(rest.duration, trajectory)
+        return Commands(TimedTrajectory(now_ns, trajectory))
+
+    # -- stops ------------------------------------------------------------------------------
 
     def hold(self, now_ns: int, reason: str = "hold requested") -> Commands:
         """Decelerate to rest and refuse chunks until :meth:`release`."""
@@ -517,10 +385,10 @@ class ChunkExecutor:
         self._follow_clock(now_ns)
         if self._emergency:
             raise ResetRefused("the emergency stop is still set")
-        problem = self._joint_state_problem(now_ns)
-        if problem:
-            raise ResetRefused(problem)
-        problem = "the arm still decelerates" if self._moving(now_ns) else self._drift()
+        problem = self._joint_problem(now_ns)
+        if not problem and self._playback.moving(now_ns):
+            problem = "the arm still decelerates"
+        problem = problem or self._joints.motion()
         if problem:
             raise ResetRefused(problem)
         displaced = self._hold is not None and (self._hold.latched or self._hold.resync)
@@ -542,6 +410,8 @@ class ChunkExecutor:
         self._hold = None
         self._now_ns = now_ns
 
+    # -- what it says -----------------------------------------------------------------------
+
     def status(self, now_ns: int) -> ExecutorStatus:
         """What it does and why."""
         state, reason = self._state(now_ns)
@@ -558,202 +428,9 @@ class ChunkExecutor:
 
     def commanded(self, time_ns: int) -> MotionState | None:
         """The commanded state at a time; None before the first joint state."""
-        if not self._states and self._motion is None:
+        if not self._joints and self._playback.motion is None:
             return None
         return self._commanded(time_ns)
-
-    # -- inside -----------------------------------------------------------------------------
-
-    def _forget(self, now_ns: int | None) -> None:
-        """No motion, no chunks, no joint states older than now."""
-        self._states.clear()
-        self._reference_after_ns = -1 if now_ns is None else now_ns
-        self._motion = None
-        self._history.clear()
-        self._gripper_schedule.clear()
-        self._gripper = None
-        self._pending = None
-        self._stopping = False
-        self._resyncing = False
-        self._queue.clear(now_ns)
-
-    def _follow_clock(self, now_ns: int) -> None:
-        """Notice time that jumps back: a moving arm decelerates by the next tick's command."""
-        last, self._now_ns = self._now_ns, now_ns
-        if last is None or now_ns >= last:
-            return
-        state = self._motion.at(last) if self._motion is not None else None
-        self._forget(None)
-        if state is not None and not state.resting:
-            stop = TimedTrajectory(now_ns, self._planner.stop(state))
-            self._run(stop, now_ns)
-            self._stopping = True
-            self._pending = stop
-
-    def _run(self, motion: TimedTrajectory, now_ns: int) -> None:
-        """Make a motion the running one: what was commanded until its start, then itself."""
-        before = self._motion
-        lead = (motion.start_ns - now_ns) / NANOSECONDS
-        if lead > 0.0:
-            if before is None or now_ns >= before.end_ns:
-                head = resting(self.robot.joint_names, motion.trajectory.positions[0], lead)
-            else:
-                head = before.trajectory.from_time((now_ns - before.start_ns) / NANOSECONDS)
-            motion = TimedTrajectory(now_ns, head.then(lead, motion.trajectory))
-        self._motion = motion
-        self._stopping = self._resyncing = False
-        self._history.append((now_ns, motion))
-        oldest = now_ns - round((self.parameters.chunk.max_observation_age + 1.0) * NANOSECONDS)
-        while len(self._history) > 1 and self._history[1][0] < oldest:
-            self._history.popleft()
-
-    def _decelerate(self, now_ns: int) -> Commands:
-        """Replace the running motion by the fastest stop."""
-        self._gripper_schedule.clear()
-        if self._motion is None or not self._moving(now_ns) or self._stopping:
-            return NOTHING
-        self._queue.interrupt(now_ns)
-        switch_ns = now_ns + round(self.parameters.motion.lead_time * NANOSECONDS)
-        if switch_ns >= self._motion.end_ns:
-            return NOTHING
-        stop = self._planner.stop(self._motion.at(switch_ns))
-        self._run(TimedTrajectory(switch_ns, stop), now_ns)
-        self._stopping = True
-        return Commands(self._motion)
-
-    def _watch(self, now_ns: int) -> None:
-        """Begin and end the holds that need no one's word."""
-        problem = self._joint_state_problem(now_ns)
-        if self._hold is None and problem and self._states:
-            self._hold = _Hold(problem)
-        elif self._hold is None and not problem:
-            error = self._tracking_error()
-            allowed = self.parameters.watchdog.max_tracking_error
-            if error > allowed:
-                self._hold = _Hold(
-                    f"the arm does not follow: {error:.3f} rad behind the command, allowed are "
-                    f"{allowed:g} rad",
-                    resync=True,
-                )
-        elif self._hold is not None:
-            self._recover(now_ns)
-
-    def _recover(self, now_ns: int) -> None:
-        hold = self._hold
-        if hold is None or hold.latched or self._moving(now_ns) or hold.resync:
-            return
-        if not self._joint_state_problem(now_ns):
-            self._hold = None
-            self._queue.interrupt(now_ns)
-
-    def _after_stop(self, now_ns: int) -> Commands:
-        """After the arm failed to follow: bring the command back to where the arm is."""
-        hold = self._hold
-        busy = self._user_hold or self._latched or self._moving(now_ns)
-        if hold is None or not hold.resync or busy or self._joint_state_problem(now_ns):
-            return NOTHING
-        if self._resyncing:
-            hold.resync = False
-            self._recover(now_ns)
-            return NOTHING
-        start = self._commanded(now_ns)
-        try:
-            motion = self._planner.to(start, self._states[-1].positions)
-        except TrajectoryError as error:
-            self._hold = _Hold(f"{hold.reason}; the way back is closed: {error}", latched=True)
-            return NOTHING
-        switch_ns = now_ns + round(self.parameters.motion.lead_time * NANOSECONDS)
-        self._run(TimedTrajectory(switch_ns, motion), now_ns)
-        self._resyncing = True
-        return Commands(self._motion)
-
-    def _moving(self, now_ns: int) -> bool:
-        """Whether a motion is running."""
-        return self._motion is not None and now_ns < self._motion.end_ns
-
-    def _commanded(self, time_ns: int) -> MotionState:
-        if self._motion is not None:
-            return self._motion.at(time_ns)
-        return MotionState.at_rest(self._states[-1].positions)
-
-    def _commanded_then(self, time_ns: int) -> FloatArray | None:
-        """The joints that were commanded at an earlier time, None before the first motion."""
-        for since_ns, motion in reversed(self._history):
-            if since_ns <= time_ns:
-                return motion.at(time_ns).position
-        return None
-
-    def _measured_then(self, time_ns: int) -> FloatArray:
-        """The measured joints at an earlier time: the sample nearest to it."""
-        later = self._states[-1]
-        for state in reversed(self._states):
-            if state.stamp_ns <= time_ns:
-                near = later.stamp_ns - time_ns < time_ns - state.stamp_ns
-                return later.positions if near and later.stamp_ns > time_ns else state.positions
-            later = state
-        return later.positions
-
-    def _joints_at(self, stamp_ns: int) -> FloatArray:
-        """What displacements start from: commanded joints while the arm followed, else measured."""
-        measured = self._measured_then(stamp_ns)
-        commanded = self._commanded_then(stamp_ns)
-        if commanded is None:
-            return measured if self._motion is not None else self._states[-1].positions
-        error = np.abs(commanded - measured).max()
-        return commanded if error <= self.parameters.chunk.max_reference_error else measured
-
-    def _tracking_error(self) -> float:
-        if self._motion is None or not self._states:
-            return 0.0
-        state = self._states[-1]
-        commanded = self._commanded_then(state.stamp_ns)
-        if commanded is None:
-            return 0.0
-        return float(np.abs(commanded - state.positions).max())
-
-    def _joint_state_problem(self, now_ns: int) -> str:
-        """Why the joint states do not allow motion; empty when they do."""
-        if not self._states:
-            return "no joint state yet"
-        age = (now_ns - self._states[-1].stamp_ns) / NANOSECONDS
-        allowed = self.parameters.watchdog.max_joint_state_age
-        if age > allowed:
-            return f"the newest joint state is {age:.3f} s old, allowed are {allowed:g} s"
-        lead = self.parameters.chunk.max_clock_lead
-        if -age > lead:
-            return f"the newest joint state is {-age:.3f} s ahead of the clock, allowed {lead:g} s"
-        return ""
-
-    def _schedule(
-        self,
-        trimmed: Trimmed,
-        openings: FloatArray | None,
-        switch_ns: int,
-        ends: list[int],
-    ) -> None:
-        self._gripper_schedule.clear()
-        if openings is None or not ends:
-            return
-        dues = ends if self.parameters.gripper.due == "end" else [switch_ns, *ends[:-1]]
-        self._gripper_schedule.extend(zip(dues, openings[trimmed.first :].tolist(), strict=True))
-
-    def _due_gripper(self, now_ns: int, inclusive: bool) -> float | None:
-        """The newest opening that is due and not what was sent last.
-
-        A command due exactly now waits for the next tick, since a chunk that arrives now replaces
-        it; the chunk's own first one does not wait.
-        """
-        due: float | None = None
-        while self._gripper_schedule:
-            when, opening = self._gripper_schedule[0]
-            if when > now_ns or (when == now_ns and not inclusive):
-                break
-            self._gripper_schedule.popleft()
-            due = opening
-        if due is None or due == self._gripper:
-            return None
-        self._gripper = due
-        return due
 
     def _state(self, now_ns: int) -> tuple[ControllerState, str]:
         if self._latched:
@@ -765,12 +442,151 @@ class ChunkExecutor:
             return ControllerState.HOLDING, self._user_hold
         if self._hold is not None:
             return ControllerState.HOLDING, self._hold.reason
-        if not self._states:
+        if not self._joints:
             return ControllerState.WAITING, "no joint state yet"
-        if self._motion is None:
+        if self._playback.motion is None:
             return ControllerState.WAITING, "no chunk yet"
-        if self._moving(now_ns):
-            if self._stopping:
-                return ControllerState.HOLDING, "decelerating"
-            return ControllerState.EXECUTING, ""
-        return ControllerState.HOLDING, "no new chunk"
+        if not self._playback.moving(now_ns):
+            return ControllerState.HOLDING, "no new chunk"
+        if self._stopping:
+            return ControllerState.HOLDING, "decelerating"
+        return ControllerState.EXECUTING, ""
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _forget(self, not_before_ns: int | None) -> None:
+        """No motion, no chunks; what was seen before a time is ignored from now on."""
+        self._joints.clear(not_before_ns)
+        self._queue.clear(not_before_ns)
+        self._playback.clear()
+        self._gripper.forget()
+        self._pending = None
+        self._stopping = self._resyncing = False
+
+    def _follow_clock(self, now_ns: int) -> None:
+        """Notice time that jumps back: a moving arm decelerates by the next tick's command."""
+        last, self._now_ns = self._now_ns, now_ns
+        if last is None or now_ns >= last:
+            return
+        state = self._playback.state(last)
+        self._forget(None)
+        if state is not None and not state.resting:
+            self._pending = self._run(TimedTrajectory(now_ns, self._planner.stop(state)), now_ns)
+            self._stopping = True
+
+    def _lead_ns(self) -> int:
+        """Time until a new motion takes over.
+
+        The first one leaves time for the arm's controller to come from where it was told to be to
+        where the arm is, which differ by what gravity makes of a position servo.
+        """
+        motion = self.parameters.motion
+        first = self._playback.motion is None
+        lead = max(motion.lead_time, motion.settle_time) if first else motion.lead_time
+        return round(lead * NANOSECONDS)
+
+    def _run(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
+        """Make a motion the running one; what is to be sent for it."""
+        self._stopping = self._resyncing = False
+        return self._playback.follow(motion, now_ns, self.parameters.chunk.max_observation_age + 1)
+
+    def _decelerate(self, now_ns: int) -> Commands:
+        """Replace the running motion by the fastest stop."""
+        self._gripper.clear()
+        motion = self._playback.motion
+        if motion is None or not self._playback.moving(now_ns) or self._stopping:
+            return NOTHING
+        self._queue.interrupt(now_ns)
+        switch_ns = now_ns + self._lead_ns()
+        if switch_ns >= motion.end_ns:
+            return NOTHING
+        stop = self._planner.stop(motion.at(switch_ns))
+        sent = self._run(TimedTrajectory(switch_ns, stop), now_ns)
+        self._stopping = True
+        return Commands(sent)
+
+    def _watch(self, now_ns: int) -> None:
+        """Begin and end the holds that need no one's word."""
+        if self._hold is not None:
+            self._recover(now_ns)
+            return
+        problem = self._joint_problem(now_ns)
+        if problem:
+            self._hold = _Hold(problem) if self._joints else None
+            return
+        error = self._tracking_error()
+        allowed = self.parameters.watchdog.max_tracking_error
+        if error > allowed:
+            self._hold = _Hold(
+                f"the arm does not follow: {error:.3f} rad behind the command, allowed are "
+                f"{allowed:g} rad",
+                resync=True,
+            )
+
+    def _recover(self, now_ns: int) -> None:
+        """End a hold whose cause is gone."""
+        hold = self._hold
+        if hold is None or hold.latched or hold.resync or self._playback.moving(now_ns):
+            return
+        if not self._joint_problem(now_ns):
+            self._hold = None
+            self._queue.interrupt(now_ns)
+
+    def _after_stop(self, now_ns: int) -> Commands:
+        """After the arm failed to follow: bring the command back to where the arm is."""
+        hold = self._hold
+        busy = self._user_hold or self._latched or self._playback.moving(now_ns)
+        if hold is None or not hold.resync or busy or self._joint_problem(now_ns):
+            return NOTHING
+        if self._resyncing:
+            hold.resync = False
+            self._recover(now_ns)
+            return NOTHING
+        try:
+            motion = self._planner.to(self._commanded(now_ns), self._joints.newest.positions)
+        except TrajectoryError as error:
+            self._hold = _Hold(f"{hold.reason}; the way back is closed: {error}", latched=True)
+            return NOTHING
+        sent = self._run(TimedTrajectory(now_ns + self._lead_ns(), motion), now_ns)
+        self._resyncing = True
+        return Commands(sent)
+
+    def _schedule_gripper(
+        self, trimmed: Trimmed, openings: FloatArray | None, switch_ns: int, ends: list[int]
+    ) -> None:
+        self._gripper.clear()
+        if openings is None or not ends:
+            return
+        dues = ends if self.parameters.gripper.due == "end" else [switch_ns, *ends[:-1]]
+        self._gripper.replace(zip(dues, openings[trimmed.first :].tolist(), strict=True))
+
+    def _commanded(self, time_ns: int) -> MotionState:
+        state = self._playback.state(time_ns)
+        return MotionState.at_rest(self._joints.newest.positions) if state is None else state
+
+    def _joints_at(self, stamp_ns: int) -> FloatArray:
+        """What displacements start from: commanded joints while the arm followed, else measured."""
+        if self._playback.motion is None:
+            return self._joints.newest.positions
+        measured = self._joints.positions_at(stamp_ns)
+        commanded = self._playback.position_then(stamp_ns)
+        if commanded is None:
+            return measured
+        error = np.abs(commanded - measured).max()
+        return commanded if error <= self.parameters.chunk.max_reference_error else measured
+
+    def _tracking_error(self) -> float:
+        """The largest difference of commanded and measured position, rad."""
+        if not self._joints:
+            return 0.0
+        newest = self._joints.newest
+        commanded = self._playback.position_then(newest.stamp_ns)
+        return 0.0 if commanded is None else float(np.abs(commanded - newest.positions).max())
+
+    def _joint_problem(self, now_ns: int) -> str:
+        """Why the joint states do not allow motion; empty when they do."""
+        return self._joints.problem(
+            now_ns,
+            self.parameters.watchdog.max_joint_state_age,
+            self.parameters.chunk.max_clock_lead,
+        )

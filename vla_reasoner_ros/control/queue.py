@@ -12,11 +12,11 @@ from enum import Enum
 
 import numpy as np
 
+from vla_reasoner_ros.control.commands import NANOSECONDS
 from vla_reasoner_ros.control.parameters import ChunkParameters
 from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.types import ActionChunk, ActionSpec, FloatArray
 
-NANOSECONDS = 1_000_000_000
 EPSILON = 1e-6  # of an action
 
 
