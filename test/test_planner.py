@@ -1,5 +1,6 @@
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -88,8 +89,10 @@ def rig():
                 self.decider.asked.get(timeout=0.05)
 
     rig = Rig()
+    thread = ThreadPoolExecutor(max_workers=1)
     rig.planner = Planner(
         rig.decider,
+        thread,
         SPEC,
         SearchParameters(executed=4),
         lambda: rig.now_ms * MILLISECOND,
@@ -101,6 +104,7 @@ def rig():
     for _ in range(4):
         rig.decider.gate.release()
     assert rig.planner.stop(timeout=5)
+    thread.shutdown()
 
 
 def test_the_first_observation_is_decided_on_at_once(rig):

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +45,8 @@ class Planner:
 
     Args:
         reasoner: used by the planner's thread alone.
+        thread: the one thread that all models live in: an OpenGL context or a CUDA graph stays
+            with the thread that made it.
         spec: the convention of its actions.
         parameters: the reasoner's parameters.
         now_ns: the clock of the observations' stamps, nanoseconds.
@@ -54,6 +57,7 @@ class Planner:
     def __init__(
         self,
         reasoner: Decider,
+        thread: ThreadPoolExecutor,
         spec: ActionSpec,
         parameters: SearchParameters,
         now_ns: Callable[[], int],
@@ -61,6 +65,7 @@ class Planner:
         fail: Callable[[Exception], None],
     ) -> None:
         self._reasoner = reasoner
+        self._thread = thread
         self._spec = spec
         self._executed = parameters.executed
         self._now_ns = now_ns
@@ -73,23 +78,19 @@ class Planner:
         self._paused = False
         self._ending = False
         self._decided_ns: int | None = None
-        self._thread: threading.Thread | None = None
+        self._running: Future[None] | None = None
 
     def start(self) -> None:
         """Begin to decide, as at the start of an episode."""
         self._ending, self._newest, self._resetting = False, None, True
-        self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
-        self._thread.start()
+        self._running = self._thread.submit(self._run)
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """End the thread after the decision it is at; whether it ended in time, s."""
+        """Decide no more after the decision at hand; whether that ended in ``timeout`` seconds."""
         with self._wake:
             self._ending = True
             self._wake.notify()
-        if self._thread is None:
-            return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._running is None or not wait([self._running], timeout).not_done
 
     def offer(self, observation: Observation) -> None:
         """Give an observation; an older one that still waits is forgotten, all while paused."""

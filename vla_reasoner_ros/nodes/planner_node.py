@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,20 +48,13 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
 
     def configure(self) -> None:
         """Load the components, check that they fit, and decide once for warming up."""
-        parameters = self.parameters
-        self._components: Components = load_components(parameters.planner)
-        self._reasoner = Reasoner(
-            self._components.policy,
-            self._components.world_model,
-            self._components.value,
-            self._components.prior,
-            parameters.search,
-        )
-        warm_up(self._reasoner, self._components.policy, self._components.world_model)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
+        self._components, reasoner = self._thread.submit(self._load).result()
         self._planner = Planner(
-            self._reasoner,
+            reasoner,
+            self._thread,
             self._components.policy.spec.action,
-            parameters.search,
+            self.parameters.search,
             self.now_ns,
             self._publish,
             self._failed,
@@ -103,6 +97,19 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
         if self._components.reason:
             self.get_logger().warning(f"the plain policy drives: {self._components.reason}")
 
+    def _load(self) -> tuple[Components, Reasoner]:
+        parameters = self.parameters
+        components = load_components(parameters.planner)
+        reasoner = Reasoner(
+            components.policy,
+            components.world_model,
+            components.value,
+            components.prior,
+            parameters.search,
+        )
+        warm_up(reasoner, components.policy, components.world_model)
+        return components, reasoner
+
     def activate(self) -> None:
         """Begin an episode."""
         self._matcher.clear()
@@ -116,9 +123,15 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
     def teardown(self) -> None:
         """Let go of the models."""
         self.diagnostics.remove("decisions")
-        for name in ("_planner", "_reasoner", "_components"):
-            if hasattr(self, name):
-                delattr(self, name)
+        thread = self.__dict__.pop("_thread", None)
+        if thread is not None:
+            # The models end in the thread that they were made in.
+            thread.submit(self._unload)
+            thread.shutdown()
+
+    def _unload(self) -> None:
+        for name in ("_planner", "_components"):
+            self.__dict__.pop(name, None)
 
     def parameters_changed(self, parameters: PlannerParameters) -> None:
         """Search parameters take effect between two decisions."""
