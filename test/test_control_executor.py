@@ -292,6 +292,19 @@ def test_a_bad_joint_state_is_refused(positions, velocities, message):
         rig.executor.measured(rig.now + MS, positions, velocities)
 
 
+def test_a_motion_that_was_planned_too_slowly_to_be_in_time_is_not_sent():
+    rig = Rig(motion__lead_time=0.02)
+    now = [rig.now]
+    rig.executor = ChunkExecutor(rig.parameters, clock=lambda: now[0])
+    rig.measure()
+    now[0] = rig.now + 11 * MS
+    with pytest.raises(ChunkRejected, match=r"late: planning the motion took 11.0 ms"):
+        rig.submit(rig.chunk(FORWARD))
+    now[0] = rig.now + 9 * MS
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(1.5)
+
+
 # The first motion.
 
 

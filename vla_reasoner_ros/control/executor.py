@@ -5,6 +5,7 @@ All times are integer nanoseconds of one clock, given by the caller, so that sim
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,6 +110,8 @@ class ChunkExecutor:
         parameters: all parameters; ``robot`` and ``limits`` are read once.
         urdf: text of a URDF whose kinematics replace the robot file's; empty for none.
         action_spec: the only convention to take; None takes the first chunk's from then on.
+        clock: tells the time, ns. With it, a chunk whose planning used up more than half of
+            ``motion.lead_time`` is refused, since its motion could reach the arm after its start.
 
     Attributes:
         parameters: the parameters in force.
@@ -125,6 +128,7 @@ class ChunkExecutor:
         parameters: ControlParameters,
         urdf: str = "",
         action_spec: ActionSpec | None = None,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self.parameters = parameters
         self.robot: Robot = load_robot(parameters.robot, parameters.limits)
@@ -132,6 +136,7 @@ class ChunkExecutor:
         if action_spec is not None:
             require_convention(action_spec, self.robot)
         self._spec = action_spec
+        self._clock = clock
         self._planner = MotionPlanner(self.robot, self.kinematics, parameters.motion)
         self._queue = ChunkQueue(parameters.chunk)
         self._joints = JointStateBuffer(self.robot)
@@ -224,11 +229,12 @@ class ChunkExecutor:
         self._require_free(now_ns)
         self._require_convention(chunk.spec)
         self._queue.require_acceptable(chunk, now_ns)
-        switch_ns = now_ns + (self._lead_ns() if enabled else 0)
+        switch_ns = now_ns + self._lead_ns()
         start = self._commanded(switch_ns)
         trimmed = self._queue.trim(chunk, switch_ns)
         base = self._joints_at(chunk.observation_stamp_ns)
         plan = self._plan(chunk, trimmed, base, start)
+        self._require_in_time(now_ns, switch_ns)
         motion = TimedTrajectory(switch_ns, plan.trajectory)
         arrivals = plan.arrivals.tolist() if enabled else []
         ends = [switch_ns + round(arrival * NANOSECONDS) for arrival in arrivals]
@@ -293,6 +299,17 @@ class ChunkExecutor:
                 self._spec.require_same(spec, "the controller", "the chunk")
         except ConfigurationError as error:
             raise ChunkRejected(RejectionReason.CONVENTION, str(error)) from error
+
+    def _require_in_time(self, now_ns: int, switch_ns: int) -> None:
+        if self._clock is None:
+            return
+        spent_ns = self._clock() - now_ns
+        if spent_ns > 0 and spent_ns > (switch_ns - now_ns) // 2:
+            raise ChunkRejected(
+                RejectionReason.LATE,
+                f"planning the motion took {1e-6 * spent_ns:.1f} ms, and it was to start after "
+                f"{1e-6 * (switch_ns - now_ns):.1f} ms",
+            )
 
     def _approach_is_slow(self, spec: ActionSpec, start: MotionState, waypoint: FloatArray) -> bool:
         absolute = spec.representation in (Representation.JOINT_POSITION, Representation.EE_POSE)

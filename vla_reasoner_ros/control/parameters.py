@@ -155,15 +155,14 @@ class MotionParameters:
         maximum=5.0,
     )
     lead_time: float = parameter(
-        0.02,
+        0.03,
         "Time from now to the moment at which a new motion leaves the running one: longer than "
-        "the way of a command to the arm, so that the arm has not passed it yet. 0 suits a "
-        "simulator that waits for the command.",
+        "planning and the way of a command to the arm take, so that the arm has not passed that "
+        "moment yet. 0 suits a simulator whose time waits for the command.",
         unit="s",
         minimum=0.0,
         maximum=0.2,
     )
-
     settle_time: float = parameter(
         0.2,
         "Time that the first motion after a start or a reset leaves for the arm's controller to "

@@ -29,6 +29,7 @@ class RejectionReason(str, Enum):
     DUPLICATE = "duplicate"
     OUT_OF_ORDER = "out_of_order"
     ALL_PAST = "all_past"
+    LATE = "late"
     CONVENTION = "convention"
     TIME_STEP = "time_step"
     TOO_LONG = "too_long"

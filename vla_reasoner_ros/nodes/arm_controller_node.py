@@ -56,7 +56,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
     def configure(self) -> None:
         """Read the robot's limits; without them there is no controller."""
         parameters = self.parameters
-        self._executor = ChunkExecutor(parameters, parameters.robot_description)
+        self._executor = ChunkExecutor(parameters, parameters.robot_description, clock=self.now_ns)
         self._trajectories = self.create_lifecycle_publisher(
             JointTrajectory, "joint_trajectory", qos.COMMAND
         )
