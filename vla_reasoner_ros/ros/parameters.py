@@ -120,11 +120,8 @@ class NodeParameters(Generic[P]):
             raise ConfigurationError("; ".join(self._problems.values()))
 
     def _declare(self, cls: type[P]) -> P:
-        given = {
-            name: parameter.value
-            for name, parameter in self._node.get_parameters_by_prefix("").items()
-            if not name.startswith(_ROS_OWN)
-        }
+        everything: dict[str, Any] = self._node.get_parameters_by_prefix("")
+        given = {n: p.value for n, p in everything.items() if not n.startswith(_ROS_OWN)}
         self._problems = _problems(cls, given)
         good = {name: value for name, value in given.items() if name not in self._problems}
         try:
