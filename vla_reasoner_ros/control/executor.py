@@ -264,7 +264,8 @@ class ChunkExecutor:
                 approach = self._planner.to(start, waypoints[0])
                 return _Plan(approach, np.empty(0), 1.0, openings)
             self._require_steps(start, waypoints)
-            spline = self._planner.through(start, waypoints, np.diff(trimmed.due, prepend=0.0))
+            asked = np.diff(trimmed.due, prepend=0.0)
+            spline, stretch = self._planner.through(start, waypoints, asked)
         except JumpError as error:
             raise ChunkRejected(RejectionReason.JUMP, str(error)) from error
         except ActionChunkError as error:
@@ -277,7 +278,7 @@ class ChunkExecutor:
             raise ChunkRejected(reason, str(error)) from error
         except TrajectoryError as error:
             raise ChunkRejected(RejectionReason.LIMIT, str(error)) from error
-        return _Plan(spline.trajectory, spline.arrivals, spline.stretch, openings)
+        return _Plan(spline.trajectory, spline.arrivals, stretch, openings)
 
     def _require_free(self, now_ns: int) -> None:
         if self._latched:

@@ -12,7 +12,12 @@ from vla_reasoner_ros.control.robots import JointLimits, Robot, Workspace
 from vla_reasoner_ros.control.spline import TimedSpline, limited_spline_to_rest
 from vla_reasoner_ros.control.stopping import brake, move_to
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
-from vla_reasoner_ros.control.validator import LimitViolation, joint_violation, tcp_violation
+from vla_reasoner_ros.control.validator import (
+    LimitViolation,
+    Violation,
+    joint_violation,
+    tcp_violation,
+)
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.types import FloatArray
 
@@ -20,6 +25,9 @@ from vla_reasoner_ros.types import FloatArray
 # spline's largest acceleration and jerk are computed, its largest velocity is only sampled.
 VELOCITY_USAGE = 0.98
 ACCELERATION_USAGE = 0.998
+BRAKING_INTERVALS = 2.0  # the last waypoint gets twice its time: constant deceleration to rest
+SPEED_ATTEMPTS = 5  # at keeping the TCP's speed limits
+SPEED_STEP = 1.02  # slower than the ratio of speed to limit asks for
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,17 @@ class MotionPlanner:
 
     def through(
         self, start: MotionState, waypoints: FloatArray, intervals: FloatArray
-    ) -> TimedSpline:
+    ) -> tuple[TimedSpline, float]:
         """A motion through waypoints to rest.
 
         Args:
             start: the commanded state.
             waypoints: (N, J) rad.
-            intervals: (N,) s, the time asked for to each waypoint from the one before.
+            intervals: (N,) s, the time asked for to each waypoint from the one before. The last
+                waypoint gets ``BRAKING_INTERVALS`` times its own.
+
+        Returns:
+            The motion, and its duration over the one asked for: 1 when no limit came near.
 
         Raises:
             TrajectoryError: no slower motion along them respects the limits;
@@ -87,31 +99,25 @@ class MotionPlanner:
             acceleration=ACCELERATION_USAGE * allowed.joints.acceleration,
             jerk=ACCELERATION_USAGE * allowed.joints.jerk,
         )
-        slower = 1.0
-        while True:
+        intervals = np.array(intervals, dtype=np.float64)
+        intervals[-1] *= BRAKING_INTERVALS
+        asked = float(intervals.sum())
+        longest = asked * self._parameters.max_stretch
+        for _ in range(SPEED_ATTEMPTS):
             spline = limited_spline_to_rest(
-                self._robot.joint_names,
-                start,
-                waypoints,
-                intervals * slower,
-                spline_limits,
-                self._parameters.max_stretch / slower,
+                self._robot.joint_names, start, waypoints, intervals, spline_limits, longest
             )
             violation = joint_violation(spline.trajectory, allowed.joints)
             if violation is not None:
-                raise LimitViolation(violation)
-            violation, ratio = tcp_violation(
-                spline.trajectory,
-                self._kinematics,
-                self._workspace,
-                allowed.linear,
-                allowed.angular,
-            )
+                break
+            violation, ratio = self._tcp_violation(spline.trajectory, allowed)
             if violation is None:
-                return TimedSpline(spline.trajectory, spline.arrivals, spline.stretch * slower)
-            slower *= 1.02 * ratio
-            if ratio <= 1.0 or slower > self._parameters.max_stretch:
-                raise LimitViolation(violation)
+                return spline, spline.trajectory.duration / asked
+            if violation.limit == "workspace":
+                break
+            intervals = SPEED_STEP * ratio * spline.intervals
+        assert violation is not None  # the loop has no other way out
+        raise LimitViolation(violation)
 
     def to(self, start: MotionState, target: FloatArray) -> JointTrajectory:
         """A slow motion (``first_motion_factor``) to rest at ``target`` (J,) rad.
@@ -125,9 +131,7 @@ class MotionPlanner:
         trajectory = move_to(self._robot.joint_names, start, target, allowed.joints)
         violation = joint_violation(trajectory, allowed.joints)
         if violation is None:
-            violation, _ = tcp_violation(
-                trajectory, self._kinematics, self._workspace, full.linear, full.angular
-            )
+            violation, _ = self._tcp_violation(trajectory, full)
         if violation is not None:
             raise LimitViolation(violation)
         return trajectory
@@ -135,6 +139,13 @@ class MotionPlanner:
     def stop(self, start: MotionState) -> JointTrajectory:
         """To rest as fast as the robot's own limits allow."""
         return brake(self._robot.joint_names, start, self._robot.limits)
+
+    def _tcp_violation(
+        self, trajectory: JointTrajectory, allowed: _Allowed
+    ) -> tuple[Violation | None, float]:
+        return tcp_violation(
+            trajectory, self._kinematics, self._workspace, allowed.linear, allowed.angular
+        )
 
     def _allowed(self, factor: float, start: MotionState) -> _Allowed:
         """The limits at a speed factor; a start inside the margin may stay there."""

@@ -22,8 +22,7 @@ from vla_reasoner_ros.control.trajectory import (
 from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.types import FloatArray
 
-BRAKING_INTERVALS = 2.0  # the last waypoint gets twice its time: constant deceleration to rest
-STRETCH_ITERATIONS = 60
+STRETCH_ITERATIONS = 40
 STRETCH_STEP = 1.5  # largest factor on one interval in one iteration
 KICK_SHARE = 0.995  # of the acceleration and jerk limits for a quick change at the start
 KICK_INTERVAL = 0.3  # of the first interval that such a change may last
@@ -63,12 +62,15 @@ class TimedSpline:
     Attributes:
         trajectory: the motion.
         arrivals: (N,) s, when it passes each waypoint.
-        stretch: its duration over the duration asked for; 1 when no time had to be added.
     """
 
     trajectory: JointTrajectory
     arrivals: FloatArray
-    stretch: float
+
+    @property
+    def intervals(self) -> FloatArray:
+        """(N,) s, the time from the waypoint before, or the start, to each waypoint."""
+        return np.diff(self.arrivals, prepend=0.0)
 
 
 def limited_spline_to_rest(
@@ -77,31 +79,28 @@ def limited_spline_to_rest(
     waypoints: FloatArray,
     intervals: FloatArray,
     limits: JointLimits,
-    max_stretch: float,
+    max_duration: float,
 ) -> TimedSpline:
     """A spline through the waypoints that respects velocity, acceleration and jerk.
 
     Where a limit would break because the acceleration cannot jump at the start, it first changes
     quickly, at nearly the largest jerk, to what suits the waypoints. Then intervals in which a
     limit still breaks are made longer, those alone, until none breaks: the waypoints stay, the
-    motion along them slows down. The last interval is ``BRAKING_INTERVALS`` times as long as asked
-    for, so that the arm can come to rest there.
+    motion along them slows down.
 
     Args:
         joint_names: the J joints.
         start: the commanded state at time 0.
         waypoints: (N, J) rad.
-        intervals: (N,) s.
+        intervals: (N,) s, the time asked for from the knot before to each waypoint.
         limits: what must be respected.
-        max_stretch: largest total duration over the one asked for.
+        max_duration: s, the longest that the motion may take.
 
     Raises:
-        TrajectoryError: more time does not help, or it takes more than ``max_stretch``; the joint,
-            the limit, the time and the value are named.
+        TrajectoryError: more time does not help, or it takes more than ``max_duration``; the
+            joint, the limit, the time and the value are named.
     """
     intervals = np.array(intervals, dtype=np.float64)
-    intervals[-1] *= BRAKING_INTERVALS
-    asked = float(intervals.sum())
     kick = False
     for _ in range(STRETCH_ITERATIONS):
         if kick:
@@ -112,19 +111,18 @@ def limited_spline_to_rest(
         if not np.isfinite(excess).all():
             break
         if np.all(excess <= 1.0):
-            arrivals = trajectory.times[-len(waypoints) :]
-            return TimedSpline(trajectory, arrivals, trajectory.duration / asked)
+            return TimedSpline(trajectory, trajectory.times[-len(waypoints) :])
         if kick:
             excess = np.concatenate([[excess[:2].max()], excess[2:]])
         elif excess[0] > 1.0:
             kick = True
             continue
         intervals *= np.where(excess > 1.0, np.clip(1.01 * excess, 1.0, STRETCH_STEP), 1.0)
-        if intervals.sum() > max_stretch * asked:
+        if intervals.sum() > max_duration:
             break
     raise TrajectoryError(
-        f"{_worst(trajectory, limits)}; slowing down to {intervals.sum() / asked:.2f} times the "
-        f"time asked for did not help (allowed is {max_stretch})"
+        f"{_worst(trajectory, limits)}; a motion of {trajectory.duration:.2f} s does not help, "
+        f"allowed are {max_duration:.2f} s"
     )
 
 
