@@ -115,7 +115,7 @@ class RunRecord:
     episodes: Sequence[Mapping[str, Any]]
     shown: Sequence[EpisodeRecord] = ()
     projection: NDArray[np.float64] | None = None
-    picture_size: tuple[int, int] = (480, 360)
+    picture_size: tuple[int, int] = (800, 600)
 
 
 def camera_projection(

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from vla_reasoner_ros.errors import ConfigurationError
@@ -29,6 +30,7 @@ from vla_reasoner_ros.paths import share_directory
 
 SHOWN_CANDIDATES = 8
 STRIP_PICTURES = 6
+THUMBNAIL_WIDTH = 320
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +154,7 @@ def _time_section(record: RunRecord) -> str:
             f"<td class='r'>{_milliseconds(times['p95'])}</td>"
             f"<td class='r'>{np.mean(simulations) if simulations else 0:.0f}</td>"
             f"<td class='r'>{100 * deviated / max(decisions, 1):.0f} %</td>"
-            f"<td>{escape('; '.join(sorted({r for e in own for r in e['fallbacks']})))}</td></tr>"
+            f"<td>{_fallbacks(own) if any(simulations) else ''}</td></tr>"
         )
     return (
         "<section><h2>Decisions</h2><table><tr><th></th><th>arm</th><th class='r'>decisions</th>"
@@ -160,6 +162,10 @@ def _time_section(record: RunRecord) -> str:
         "<th class='r'>simulations</th><th class='r'>deviated</th><th>fell back because</th></tr>"
         f"{''.join(rows)}</table>{_stages(record)}</section>"
     )
+
+
+def _fallbacks(episodes: Sequence[Mapping[str, Any]]) -> str:
+    return escape("; ".join(sorted({reason for e in episodes for reason in e["fallbacks"]})))
 
 
 def _stages(record: RunRecord) -> str:
@@ -228,12 +234,19 @@ def _strip(episode: EpisodeRecord) -> str:
     figures = []
     for index in picked:
         moment = seen[index]
-        uri = _data_uri(moment.picture or b"")
+        uri = _data_uri(_thumbnail(moment.picture or b""))
         figures.append(
             f"<figure><img src='{uri}' alt='the scene at {moment.time_s:.1f} s'>"
             f"<figcaption>{moment.time_s:.1f} s{_source(moment)}</figcaption></figure>"
         )
     return f"<div class='strip'>{''.join(figures)}</div>"
+
+
+def _thumbnail(picture: bytes) -> bytes:
+    image = cv2.imdecode(np.frombuffer(picture, dtype=np.uint8), cv2.IMREAD_COLOR)
+    height = round(image.shape[0] * THUMBNAIL_WIDTH / image.shape[1])
+    small = cv2.resize(image, (THUMBNAIL_WIDTH, height), interpolation=cv2.INTER_AREA)
+    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
 
 
 def _source(decision: DecisionRecord) -> str:
@@ -335,8 +348,10 @@ def _candidate_table(statistics: Mapping[str, Any]) -> str:
     rows = []
     columns = ("ids", "origins", "visits", "values", "priors")
     listed = zip(*(statistics[f"candidate_{name}"] for name in columns), strict=True)
-    for number, origin, visits, value, prior in list(listed)[:SHOWN_CANDIDATES]:
+    for place, (number, origin, visits, value, prior) in enumerate(listed):
         chosen = number == statistics["chosen_id"]
+        if place >= SHOWN_CANDIDATES and not chosen and number != 0:
+            continue
         css = "chosen" if chosen else "policy" if number == 0 else ""
         verdict = "chosen" if chosen else "the policy's own" if number == 0 else "rejected"
         rows.append(

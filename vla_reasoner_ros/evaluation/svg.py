@@ -109,7 +109,7 @@ def interval_plot(
         zero_line: a value to mark, such as "no difference".
         width: pixels.
     """
-    left, right, line, gap = 150, 120, 18, 12
+    left, right, line, gap = 130, 160, 18, 12
     span = width - left - right
 
     def place(value: float) -> float:
@@ -162,7 +162,7 @@ def stacked_bars(
         label: what the picture shows.
         width: pixels.
     """
-    left, right, height, gap = 150, 120, 22, 12
+    left, right, height, gap = 200, 90, 22, 12
     longest = max((sum(sizes) for _, sizes in rows), default=0.0) or 1.0
     span = width - left - right
     drawn: list[str] = []
