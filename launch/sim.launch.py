@@ -7,6 +7,7 @@ from launch import LaunchContext, LaunchDescription
 from launch.actions import OpaqueFunction
 
 from vla_reasoner_ros.ros import bringup
+from vla_reasoner_ros.sim.tasks import TASKS
 
 
 def launch_nodes(context: LaunchContext) -> list:
@@ -21,7 +22,7 @@ def launch_nodes(context: LaunchContext) -> list:
             "scene_hook": bringup.value(context, "scene_hook"),
         },
     )
-    camera = bringup.node(context, "camera_node")
+    camera = bringup.node(context, "camera_node", parameters={"instruction": instruction(context)})
     controller = bringup.node(
         context,
         "arm_controller_node",
@@ -32,13 +33,23 @@ def launch_nodes(context: LaunchContext) -> list:
     )
 
 
+def instruction(context: LaunchContext) -> str:
+    task = bringup.value(context, "task")
+    return bringup.value(context, "instruction") or TASKS[task].instructions[0]
+
+
 def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *bringup.common_arguments(use_sim_time="true"),
             *bringup.planner_arguments(),
-            bringup.argument("task", "lift_green", "Task of the first episode."),
+            bringup.argument("task", "lift_green", "Task of the first episode.", list(TASKS)),
             bringup.argument("seed", "0", "Seed of the first episode."),
+            bringup.argument(
+                "instruction",
+                "",
+                "What to do, instead of the task's own; the topic of this name replaces it.",
+            ),
             bringup.argument("real_time_factor", "1.0", "Simulated seconds per second at most."),
             bringup.argument(
                 "lockstep",

@@ -47,6 +47,11 @@ class CameraParameters(BaseParameters):
         "Robot: a name in config/robots/, or the path of such a file. Empty: as the contract says.",
         read_only=True,
     )
+    instruction: str = parameter(
+        "",
+        "Instruction at the start, for those who publish none; the topic replaces it.",
+        read_only=True,
+    )
 
 
 class CameraNode(LifecycleNode[CameraParameters]):
@@ -60,6 +65,8 @@ class CameraNode(LifecycleNode[CameraParameters]):
         robot = load_robot(self.parameters.robot or contract.moments.robot)
         contract = replace(contract, moments=replace(contract.moments, robot=robot.name))
         self._ingest = Ingest(contract, Kinematics(robot))
+        if self.parameters.instruction:
+            self._ingest.set_instruction(self.parameters.instruction, self.now_ns())
         self._publisher = self.create_lifecycle_publisher(Observation, "observation", qos.STATE)
         self._wake_at: float | None = None
         self._timer = self.create_timer(

@@ -205,6 +205,7 @@ def arm_arguments(robots: Sequence[str], controller: str) -> list[DeclareLaunchA
             "YAML that names the camera and joint state topics; the default "
             "is the example of this robot in config/contract/.",
         ),
+        argument("instruction", "", "What to do; the topic of this name replaces it."),
         argument("controller", controller, "Joint trajectory controller that takes the commands."),
         argument("joint_states", "joint_states", "Topic of the measured joint states."),
         argument("rviz", "false", "Start RViz.", TRUTH),
@@ -226,6 +227,7 @@ def arm_nodes(context: LaunchContext, contract: str) -> list[LaunchDescriptionEn
         parameters={
             "robot": robot,
             "contract": value(context, "contract") or configuration_file(contract),
+            "instruction": value(context, "instruction"),
         },
         remappings=[states],
     )

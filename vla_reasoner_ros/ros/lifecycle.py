@@ -364,6 +364,10 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     spinner.join()
     node.destroy_node()
     rclpy.try_shutdown()
+    # Ctrl-C reaches a launched node twice, from the terminal and from launch; while the interpreter
+    # ends, Python's own handler is gone and the second would look like a crash.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(0 if started and not failures else 1)
 
 
