@@ -19,6 +19,11 @@ def launch_nodes(context: LaunchContext) -> list:
     entities = bringup.arm_nodes(context, "contract/franka.yaml")
     if not bringup.is_true(context, "start_driver"):
         return entities
+    if bringup.value(context, "robot") != "fr3":
+        raise RuntimeError(
+            "start_driver: franka_ros2 for Jazzy drives the FR3 only; start the driver of a Panda "
+            "yourself"
+        )
     namespace = bringup.value(context, "namespace")
     driver = bringup.driver(
         "franka_bringup",

@@ -42,7 +42,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *bringup.common_arguments(use_sim_time="true"),
-            *bringup.planner_arguments(),
+            *bringup.planner_arguments(policy="small_vla", world_model="auto"),
             bringup.argument("task", "lift_green", "Task of the first episode.", list(TASKS)),
             bringup.argument("seed", "0", "Seed of the first episode."),
             bringup.argument(

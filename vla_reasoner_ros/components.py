@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vla_reasoner_ros import plugins
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import parameter
@@ -50,6 +52,14 @@ class ComponentParameters:
     prior: str = parameter("mixture", "Prior by its registered name.", read_only=True)
     prior_options: str = parameter(
         "", "YAML file with options of the prior; empty is none.", read_only=True
+    )
+    threads: int = parameter(
+        1,
+        "Threads of the models on the CPU; 0 is torch's own choice. More than one pays only where "
+        "cores are idle: threads that wait for one another make a busy machine much slower.",
+        minimum=0,
+        maximum=1024,
+        read_only=True,
     )
 
 
@@ -123,6 +133,8 @@ def load_components(
             action conventions.
     """
     extra = options or {}
+    if parameters.threads:
+        torch.set_num_threads(parameters.threads)
 
     def create(kind: str, name: str) -> Any:
         given = plugins.read_options(getattr(parameters, f"{kind}_options"))

@@ -71,14 +71,22 @@ def common_arguments(*, use_sim_time: str = "false") -> list[DeclareLaunchArgume
     ]
 
 
-def planner_arguments() -> list[DeclareLaunchArgument]:
-    """The arguments of a launch file that starts the planner."""
+def planner_arguments(
+    *, policy: str = "", world_model: str = "none"
+) -> list[DeclareLaunchArgument]:
+    """The arguments of a launch file that starts the planner.
+
+    Args:
+        policy: registered name used when none is given; empty refuses to start without one.
+        world_model: likewise. The shipped one knows the simulated table only.
+    """
     return [
-        argument("policy", "small_vla", "Policy by its registered name."),
+        argument("policy", policy, "Policy by its registered name."),
         argument(
             "world_model",
-            "auto",
-            "World model by its registered name; auto follows the report card.",
+            world_model,
+            "World model by its registered name; none lets the policy drive alone, auto takes the "
+            "shipped one where its report card is green.",
         ),
     ]
 
@@ -145,7 +153,9 @@ def planner_node(context: LaunchContext) -> LifecycleNode:
         context,
         "planner_node",
         parameters={
-            "planner.policy": value(context, "policy"),
+            "planner.policy": required(
+                context, "policy", "name a policy that was made for this robot"
+            ),
             "planner.world_model": value(context, "world_model"),
         },
     )
