@@ -86,7 +86,7 @@ def test_an_interrupted_search_has_the_best_so_far(waves):
     budget = Budget(400, interrupted=lambda: next(polls) >= waves)
     engine, outcome = search_with(budget, simulations=400)
     assert outcome.stop is Stop.INTERRUPTED
-    assert engine.tree.in_flight.sum() == 0
+    assert engine.tree.nodes["in_flight"].sum() == 0
     if waves:
         choice = choose_root(engine, candidates_of(engine.tree, 0, 1.0))
         assert np.isfinite(choice.value)

@@ -140,6 +140,6 @@ def test_rivals_imagine_as_much_as_they_are_allowed_and_score_the_policy_first(r
     assert tree.counters[0] == 101
     assert len(root.children) == 50
     np.testing.assert_array_equal(tree.action[root.edges[0]], 0.0)
-    assert tree.origin[root.edges[0]] == 0
-    assert root.visits.sum() == tree.visits[0] - 1 == 50
+    assert tree.edges["origin"][root.edges[0]] == 0
+    assert root.visits.sum() == tree.nodes["visits"][0] - 1 == 50
     assert root.priors.sum() == pytest.approx(1.0)

@@ -106,17 +106,17 @@ def test_one_leaf_at_a_time_is_the_textbook_algorithm(name, seed):
     nodes, tree = textbook.run(), engine.tree
     assert tree.counters[NODES] == len(nodes)
     for i, node in enumerate(nodes):
-        assert tree.parent[i] == (NONE if node.parent is None else node.parent.slot)
-        assert tree.visits[i] == node.visits
-        assert tree.depth[i] == node.depth
-        assert tree.value[i] == pytest.approx(textbook.worth(node), abs=1e-6)
-        assert tree.leaf_value[i] == pytest.approx(node.leaf_value, abs=1e-6)
+        assert tree.nodes["parent"][i] == (NONE if node.parent is None else node.parent.slot)
+        assert tree.nodes["visits"][i] == node.visits
+        assert tree.nodes["depth"][i] == node.depth
+        assert tree.nodes["value"][i] == pytest.approx(textbook.worth(node), abs=1e-6)
+        assert tree.nodes["leaf_value"][i] == pytest.approx(node.leaf_value, abs=1e-6)
         if node.parent is not None:
-            edge = tree.edge[i]
+            edge = tree.nodes["edge"][i]
             np.testing.assert_allclose(tree.action[edge], node.action, atol=1e-5)
-            assert tree.prior[edge] == pytest.approx(node.prior, rel=1e-4)
+            assert tree.edges["prior"][edge] == pytest.approx(node.prior, rel=1e-4)
         edges = edges_of(tree, i)
-        assert [tree.child[edge] for edge in edges] == [
+        assert [tree.edges["child"][edge] for edge in edges] == [
             NONE if child.slot is None else child.slot for child in node.children
         ]
 
@@ -159,24 +159,30 @@ def test_visits_add_up_and_values_stay_within_what_was_found(drawn):
     unused = values["simulations"] - outcome.simulations
     assert 0 <= unused < engine.parameters.longest
     assert count <= engine.capacity
-    assert tree.counters[EDGES] <= len(tree.child)
-    found = tree.leaf_value[:count][tree.visits[:count] > 0]
+    assert tree.counters[EDGES] <= len(tree.edges)
+    found = tree.nodes["leaf_value"][:count][tree.nodes["visits"][:count] > 0]
     low = found.min() * values["discount"] ** values["depth"]
     for node in range(count):
-        children = [tree.child[edge] for edge in edges_of(tree, node) if tree.child[edge] >= 0]
-        below = sum(int(tree.visits[child]) for child in children)
-        assert below <= tree.visits[node]
-        assert tree.in_flight[node] == 0
-        assert tree.waiting[node] == 0
-        assert low - 1e-9 <= tree.value[node] <= found.max() + 1e-9
+        children = [
+            tree.edges["child"][edge]
+            for edge in edges_of(tree, node)
+            if tree.edges["child"][edge] >= 0
+        ]
+        below = sum(int(tree.nodes["visits"][child]) for child in children)
+        assert below <= tree.nodes["visits"][node]
+        assert tree.nodes["in_flight"][node] == 0
+        assert tree.nodes["waiting"][node] == 0
+        assert low - 1e-9 <= tree.nodes["value"][node] <= found.max() + 1e-9
         for child in children:
-            assert tree.parent[child] == node
+            assert tree.nodes["parent"][child] == node
             assert child > node
-    own = tree.visits[0] - sum(
-        int(tree.visits[tree.child[edge]]) for edge in edges_of(tree, 0) if tree.child[edge] >= 0
+    own = tree.nodes["visits"][0] - sum(
+        int(tree.nodes["visits"][tree.edges["child"][edge]])
+        for edge in edges_of(tree, 0)
+        if tree.edges["child"][edge] >= 0
     )
     assert own == 1
-    assert tree.visits[:count][1:].sum() >= 1
+    assert tree.nodes["visits"][:count][1:].sum() >= 1
     root = candidates_of(tree, 0, values["discount"])
     choice = choose_root(engine, root)
     assert np.isfinite([choice.value, choice.policy_value, choice.margin]).all()
@@ -250,7 +256,7 @@ def test_rollouts_reach_the_full_depth_before_anything_is_valued():
             return super().evaluate(slots)
 
     engine, _ = searched(Watched(), simulations=60, depth=3, rollout=True)
-    assert {int(engine.tree.depth[slot]) for slot in asked[1:]} == {3}
+    assert {int(engine.tree.nodes["depth"][slot]) for slot in asked[1:]} == {3}
 
 
 def test_widening_refines_around_the_best_candidate():
@@ -278,7 +284,10 @@ def test_a_state_that_is_not_finite_is_cut_off_and_counted(bad):
     assert np.isfinite(taken.values).all()
     assert np.isfinite(taken.leaf_values).all()
     assert (taken.parents[1:] < np.arange(1, taken.nodes)).all()
-    cut = sum(int((engine.tree.child[edges_of(engine.tree, i)] == CUT).sum()) for i in taken.slots)
+    cut = sum(
+        int((engine.tree.edges["child"][edges_of(engine.tree, i)] == CUT).sum())
+        for i in taken.slots
+    )
     assert cut == engine.tree.counters[3]
 
 
@@ -297,7 +306,7 @@ def test_a_candidate_outside_the_prior_support_is_cut_off_but_never_the_referenc
     engine, _ = searched(support_floor=0.5, simulations=50)
     tree = engine.tree
     cut = [edges_of(tree, i) for i in range(int(tree.counters[NODES]))]
-    assert all(tree.child[edges[0]] != CUT for edges in cut if len(edges))
+    assert all(tree.edges["child"][edges[0]] != CUT for edges in cut if len(edges))
     assert tree.counters[3] > 0
 
 
@@ -310,7 +319,7 @@ def test_a_kept_subtree_is_the_same_tree_with_one_more_candidate():
     top = int(root.children[np.argmax(root.visits)])
     before = candidates_of(tree, top, 1.0)
     best = tree.action[before.edges[np.nanargmax(before.values)]].copy()
-    nodes = {tuple(tree.action[tree.edge[i]]) for i in range(1, int(tree.counters[NODES]))}
+    nodes = {tuple(tree.action[tree.nodes["edge"][i]]) for i in range(1, int(tree.counters[NODES]))}
     source, target = engine.reuse(top, np.array([0.5, 0.5]))
     landscape.points[target] = landscape.points[source].copy()
     after = candidates_of(tree, 0, 1.0)
@@ -319,8 +328,8 @@ def test_a_kept_subtree_is_the_same_tree_with_one_more_candidate():
     np.testing.assert_array_equal(tree.action[after.edges[np.nanargmax(after.values)]], best)
     count = int(tree.counters[NODES])
     assert count == 1 + len(source)
-    assert {tuple(tree.action[tree.edge[i]]) for i in range(1, count)} <= nodes
-    assert all(tree.child[tree.edge[i]] == i for i in range(1, count))
+    assert {tuple(tree.action[tree.nodes["edge"][i]]) for i in range(1, count)} <= nodes
+    assert all(tree.edges["child"][tree.nodes["edge"][i]] == i for i in range(1, count))
     outcome = engine.search(
         landscape.models,
         SEGMENTS,
@@ -330,7 +339,7 @@ def test_a_kept_subtree_is_the_same_tree_with_one_more_candidate():
         keep_tree=True,
     )
     assert outcome.simulations > 0
-    assert tree.visits[0] > before.visits.sum()
+    assert tree.nodes["visits"][0] > before.visits.sum()
     assert candidates_of(tree, 0, 1.0).visits[0] >= 1
 
 

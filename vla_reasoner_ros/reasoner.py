@@ -377,7 +377,7 @@ class Reasoner:
         node = slot = None
         if searched and statistics.root_visits > 1:
             tree = engine.tree
-            node = int(tree.child[edges_of(tree, 0)[statistics.executed_id]])
+            node = int(tree.edges["child"][edges_of(tree, 0)[statistics.executed_id]])
         if node is not None and chunk.consumed == 0 and chunk.source is not ChunkSource.BLEND:
             slot = node
         elif self._parameters.drift.threshold > 0.0:

@@ -63,21 +63,21 @@ class Choice:
 def candidates_of(tree: Tree, node: int, discount: float) -> Root:
     """Collect a node's candidates; empty arrays before it was expanded."""
     edges = edges_of(tree, node)
-    children = tree.child[edges]
+    children = tree.edges["child"][edges]
     present = np.maximum(children, 0)
-    visits = np.where(children >= 0, tree.visits[present], 0)
+    visits = np.where(children >= 0, tree.nodes["visits"][present], 0)
     count = np.maximum(visits, 1)
-    spread = np.maximum(0.0, tree.square[present] - tree.mean[present] ** 2)
-    common = max(0.0, tree.square[node] - tree.mean[node] ** 2)
+    spread = np.maximum(0.0, tree.nodes["square"][present] - tree.nodes["mean"][present] ** 2)
+    common = max(0.0, tree.nodes["square"][node] - tree.nodes["mean"][node] ** 2)
     errors = np.sqrt((count * spread + common) / (count + 1) / count)
     return Root(
         edges=edges,
         children=children,
         visits=visits,
-        values=np.where(visits > 0, discount * tree.value[present], np.nan),
+        values=np.where(visits > 0, discount * tree.nodes["value"][present], np.nan),
         errors=np.where(visits > 0, discount * errors, np.nan),
-        priors=tree.prior[edges].astype(np.float64),
-        origins=tree.origin[edges],
+        priors=tree.edges["prior"][edges].astype(np.float64),
+        origins=tree.edges["origin"][edges],
     )
 
 
@@ -126,7 +126,7 @@ def line_from(engine: Engine, winner: int, steps: int) -> Floats:
     edge = int(edges_of(tree, 0)[winner])
     line = [tree.action[edge]]
     while len(line) * engine.macro_steps < steps:
-        edge = int(best_edge(tree, int(tree.child[edge]), discount))
+        edge = int(best_edge(tree, int(tree.edges["child"][edge]), discount))
         if edge == NONE:
             break
         line.append(tree.action[edge])

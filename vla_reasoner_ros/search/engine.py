@@ -136,7 +136,7 @@ class Engine:
             budget.shorten(self.capacity - int(tree.counters[NODES]))
         else:
             reset(tree)
-            tree.leaf_value[0] = value
+            tree.nodes["leaf_value"][0] = value
             back_up(tree, 0, value, parameters.discount, False)
         outcome.allowed = budget.allowed
         if parameters.method == "tree":
@@ -169,7 +169,7 @@ class Engine:
 
     def can_keep(self, top: int) -> bool:
         """Whether a node's subtree is worth keeping and leaves room to search on."""
-        kept = self.tree.edge_count[top] > 1
+        kept = self.tree.nodes["edge_count"][top] > 1
         room = self.capacity - len(subtree(self.tree, top))
         return bool(kept) and room >= self.parameters.longest
 
@@ -199,7 +199,7 @@ class Engine:
             rules.noise[:] = parameters.gumbel.noise * rng.gumbel(size=len(rules.noise))
         longest = parameters.longest
         asked = not gate.enabled
-        while allowed := budget.begin_wave((len(wave.leaf) if asked else 1) * longest):
+        while allowed := budget.begin_wave((len(wave.descents) if asked else 1) * longest):
             if allowed < longest:
                 return
             before = int(tree.counters[NODES])
@@ -225,7 +225,7 @@ class Engine:
             budget.end_wave(int(tree.counters[NODES]) - before + again)
             if not asked and len(leaves):
                 asked = True
-                slope = (float(values[:, 0].mean()) - float(tree.leaf_value[0])) / longest
+                slope = (float(values[:, 0].mean()) - float(tree.nodes["leaf_value"][0])) / longest
                 outcome.verdict = ask(gate, slope, float(values[:, 0].std()))
                 if outcome.verdict is Verdict.SKIP:
                     budget.stop = Stop.GATE

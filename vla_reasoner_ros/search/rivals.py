@@ -248,8 +248,8 @@ def extend(
         node = leaves[i]
         prior = 1.0 / root_fan if node == 0 else 1.0
         edge = add_edge(tree, node, actions[i], prior, origins[i])
-        leaves[i] = new_node(tree, node, edge, tree.depth[node] + 1)
-        tree.child[edge] = leaves[i]
+        leaves[i] = new_node(tree, node, edge, tree.nodes[node].depth + 1)
+        tree.edges[edge].child = leaves[i]
 
 
 @numba.njit(cache=True)
@@ -257,14 +257,14 @@ def settle_chain(tree: Tree, leaf: int, value: float) -> None:
     """States inside a chain are not valued themselves: they stand for where it ends."""
     node = leaf
     while node != 0:
-        tree.leaf_value[node] = value
-        node = tree.parent[node]
+        tree.nodes[node].leaf_value = value
+        node = tree.nodes[node].parent
 
 
 @numba.njit(cache=True)
 def cut_chain(tree: Tree, leaf: int) -> None:
     """Close the root's edge to a chain whose end must not be used."""
     node = leaf
-    while tree.parent[node] != 0:
-        node = tree.parent[node]
+    while tree.nodes[node].parent != 0:
+        node = tree.nodes[node].parent
     cut_off(tree, node)

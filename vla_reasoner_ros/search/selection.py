@@ -106,14 +106,18 @@ def halving_schedule(considered: int, simulations: int) -> NDArray[np.int32]:
 @numba.njit(cache=True)
 def wants_candidates(tree: Tree, rules: Rules, node: int) -> bool:
     """Whether an expanded node has tried all its candidates and its visits allow for more."""
-    count = tree.edge_count[node]
+    count = tree.nodes[node].edge_count
     if not rules.widening or count >= rules.fan:
         return False
-    visits = tree.visits[node] + tree.in_flight[node]
+    visits = tree.nodes[node].visits + tree.nodes[node].in_flight
     if count >= rules.widening_factor * visits**rules.widening_exponent:
         return False
-    untried = np.any(tree.child[edges_of(tree, node)] == NONE)
-    return not untried and best_edge(tree, node, rules.discount) != NONE
+    edge = tree.nodes[node].first_edge
+    while edge != NONE:
+        if tree.edges[edge].child == NONE:
+            return False
+        edge = tree.edges[edge].sibling
+    return best_edge(tree, node, rules.discount) != NONE
 
 
 @numba.njit(cache=True)
@@ -125,31 +129,39 @@ def choose(tree: Tree, rules: Rules, node: int, untried: bool = False) -> int:
     The root's first candidate, the policy's own, comes before all others: it is always scored.
     Ties go to the first.
     """
-    first = tree.first_edge[node]
+    first = tree.nodes[node].first_edge
     if node == 0 and _is_open(tree, first) and _visits(tree, first) == 0:
         return first
     if rules.selection == GUMBEL:
         return _choose_gumbel(tree, rules, node, untried)
-    visits = tree.visits[node] + tree.in_flight[node]
-    unseen = _scaled(tree, rules, tree.value[node]) - rules.first_play_value
-    if rules.first_play == CONSTANT:
-        unseen = rules.first_play_value
-    best, best_score = NONE, -np.inf
-    for edge in edges_of(tree, node):
-        if not _is_open(tree, edge) or (untried and tree.child[edge] != NONE):
-            continue
-        prior = tree.prior[edge]
-        tried = _visits(tree, edge)
-        if tried == 0 and rules.first_play == TRY_ALL:
-            score = 1e12 * (1.0 + prior)
-        else:
-            if rules.selection == UCB:
-                bonus = math.sqrt(math.log(1.0 + visits) / (1.0 + visits * prior))
+    low, span = 0.0, 1.0
+    if rules.normalise:
+        low, span = tree.bounds[0], max(tree.bounds[1] - tree.bounds[0], rules.value_resolution)
+    unseen = rules.first_play_value
+    if rules.first_play != CONSTANT:
+        unseen = (tree.nodes[node].value - low) / span - rules.first_play_value
+    visits = tree.nodes[node].visits + tree.nodes[node].in_flight
+    root, logarithm = math.sqrt(visits), math.log(1.0 + visits)
+    best, best_score, edge = NONE, -np.inf, first
+    while edge != NONE:
+        here = tree.edges[edge]
+        child, prior = here.child, here.prior
+        if (child == NONE or not untried) and _is_open(tree, edge):
+            tried, value = 0, unseen
+            if child != NONE:
+                state = tree.nodes[child]
+                tried = state.visits + state.in_flight
+                value = (rules.discount * state.value - low) / span
+                value -= rules.virtual_loss * state.in_flight / tried
+            if tried == 0 and rules.first_play == TRY_ALL:
+                score = 1e12 * (1.0 + prior)
+            elif rules.selection == UCB:
+                score = value + rules.exploration * math.sqrt(logarithm / (1.0 + visits * prior))
             else:
-                bonus = prior * math.sqrt(visits) / (1.0 + tried)
-            score = _value(tree, rules, edge, unseen) + rules.exploration * bonus
-        if score > best_score:
-            best, best_score = edge, score
+                score = value + rules.exploration * prior * root / (1.0 + tried)
+            if score > best_score:
+                best, best_score = edge, score
+        edge = here.sibling
     return best
 
 
@@ -163,25 +175,25 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
     edges = edges_of(tree, node)
     visits, mass, weighted, most = 0, 0.0, 0.0, 0
     for edge in edges:
-        child = tree.child[edge]
-        if child >= 0 and tree.visits[child] > 0:
-            visits += tree.visits[child]
-            most = max(most, tree.visits[child])
-            mass += tree.prior[edge]
-            weighted += tree.prior[edge] * rules.discount * tree.value[child]
-    completion = tree.leaf_value[node]
+        child = tree.edges[edge].child
+        if child >= 0 and tree.nodes[child].visits > 0:
+            visits += tree.nodes[child].visits
+            most = max(most, tree.nodes[child].visits)
+            mass += tree.edges[edge].prior
+            weighted += tree.edges[edge].prior * rules.discount * tree.nodes[child].value
+    completion = tree.nodes[node].leaf_value
     if mass > 0.0:
         completion = (completion + visits * weighted / mass) / (1.0 + visits)
     scores = np.empty(len(edges))
     for i, edge in enumerate(edges):
-        child = tree.child[edge]
-        seen = child >= 0 and tree.visits[child] > 0
-        scores[i] = rules.discount * tree.value[child] if seen else completion
+        child = tree.edges[edge].child
+        seen = child >= 0 and tree.nodes[child].visits > 0
+        scores[i] = rules.discount * tree.nodes[child].value if seen else completion
     low, high = scores.min(), scores.max()
     weight = (rules.visit_offset + most) * rules.value_scale
     for i, edge in enumerate(edges):
         value = (scores[i] - low) / max(high - low, rules.value_resolution)
-        log_prior = math.log(max(float(tree.prior[edge]), SMALLEST_PRIOR))
+        log_prior = math.log(max(float(tree.edges[edge].prior), SMALLEST_PRIOR))
         scores[i] = log_prior + weight * value
     return scores
 
@@ -189,7 +201,7 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
 @numba.njit(cache=True)
 def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
     scores = gumbel_scores(tree, rules, node)
-    started = tree.visits[node] - 1 + tree.in_flight[node]
+    started = tree.nodes[node].visits - 1 + tree.nodes[node].in_flight
     best, best_score = NONE, -np.inf
     if node == 0:
         due = rules.schedule[min(started, len(rules.schedule) - 1)]
@@ -200,7 +212,7 @@ def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
             scores[i] = math.exp(scores[i] - top)
             total += scores[i]
     for i, edge in enumerate(edges_of(tree, node)):
-        if not _is_open(tree, edge) or (untried and tree.child[edge] != NONE):
+        if not _is_open(tree, edge) or (untried and tree.edges[edge].child != NONE):
             continue
         tried = _visits(tree, edge)
         if node == 0:
@@ -215,32 +227,15 @@ def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
 
 @numba.njit(cache=True)
 def _is_open(tree: Tree, edge: int) -> bool:
-    child = tree.child[edge]
+    child = tree.edges[edge].child
     if child == NONE:
         return True
-    if child < 0 or tree.visits[child] == 0:
+    if child < 0 or tree.nodes[child].visits == 0:
         return False
-    return tree.blocked[child] != tree.counters[WAVE]
+    return tree.nodes[child].blocked != tree.counters[WAVE]
 
 
 @numba.njit(cache=True)
 def _visits(tree: Tree, edge: int) -> int:
-    child = tree.child[edge]
-    return tree.visits[child] + tree.in_flight[child] if child >= 0 else 0
-
-
-@numba.njit(cache=True)
-def _scaled(tree: Tree, rules: Rules, value: float) -> float:
-    if not rules.normalise:
-        return value
-    return (value - tree.bounds[0]) / max(tree.bounds[1] - tree.bounds[0], rules.value_resolution)
-
-
-@numba.njit(cache=True)
-def _value(tree: Tree, rules: Rules, edge: int, unseen: float) -> float:
-    child = tree.child[edge]
-    if child < 0:
-        return unseen
-    under_way = tree.in_flight[child] / (tree.visits[child] + tree.in_flight[child])
-    value = _scaled(tree, rules, rules.discount * tree.value[child])
-    return value - rules.virtual_loss * under_way
+    child = tree.edges[edge].child
+    return tree.nodes[child].visits + tree.nodes[child].in_flight if child >= 0 else 0

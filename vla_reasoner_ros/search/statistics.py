@@ -131,13 +131,13 @@ def record_tree(statistics: SearchStatistics, engine: Engine, root: Root) -> Non
     """Write what the tree says into the statistics."""
     tree, names = engine.tree, engine.source.origins
     nodes = slice(0, int(tree.counters[NODES]))
-    seen = tree.visits[nodes] > 0
+    seen = tree.nodes["visits"][nodes] > 0
     statistics.nodes = int(seen.sum())
     statistics.pruned = int(tree.counters[PRUNED])
-    statistics.max_depth = int(tree.depth[nodes][seen].max(initial=0))
+    statistics.max_depth = int(tree.nodes["depth"][nodes][seen].max(initial=0))
     statistics.mean_depth = float(tree.counters[DEPTHS] / max(1, tree.counters[LEAVES]))
-    statistics.root_visits = int(tree.visits[0])
-    statistics.root_value = float(tree.leaf_value[0])
+    statistics.root_visits = int(tree.nodes["visits"][0])
+    statistics.root_value = float(tree.nodes["leaf_value"][0])
     share = root.visits[root.visits > 0] / max(1, root.visits.sum())
     statistics.root_entropy = float(-(share * np.log(share)).sum())
     best = np.lexsort((np.arange(len(root.visits)), -np.nan_to_num(root.values), -root.visits))
@@ -153,21 +153,21 @@ def snapshot(engine: Engine) -> TreeSnapshot:
     """Copy the tree of the last search."""
     tree, names = engine.tree, engine.source.origins
     count = int(tree.counters[NODES])
-    kept = np.flatnonzero(tree.visits[:count] > 0)
+    kept = np.flatnonzero(tree.nodes["visits"][:count] > 0)
     renamed = np.full(count + 1, NONE, np.int32)
     renamed[kept] = np.arange(len(kept))
-    edges = tree.edge[kept[1:]]
+    edges = tree.nodes["edge"][kept[1:]]
     shape = (len(kept), engine.macro_steps, engine.spec.dimensions)
     actions = np.zeros((len(kept), tree.action.shape[1]))
     actions[1:] = tree.action[edges]
     return TreeSnapshot(
-        parents=renamed[tree.parent[kept]],
-        visits=tree.visits[kept],
-        values=tree.value[kept],
-        leaf_values=tree.leaf_value[kept],
-        priors=np.concatenate([[1.0], tree.prior[edges]]),
-        depths=tree.depth[kept],
-        origins=("root", *(names[i] for i in tree.origin[edges])),
+        parents=renamed[tree.nodes["parent"][kept]],
+        visits=tree.nodes["visits"][kept],
+        values=tree.nodes["value"][kept],
+        leaf_values=tree.nodes["leaf_value"][kept],
+        priors=np.concatenate([[1.0], tree.edges["prior"][edges]]),
+        depths=tree.nodes["depth"][kept],
+        origins=("root", *(names[i] for i in tree.edges["origin"][edges])),
         actions=actions.reshape(shape),
         slots=kept.astype(np.int64),
     )

@@ -7,7 +7,7 @@ Nothing is allocated while deciding and nothing is freed by :func:`reset`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -23,6 +23,36 @@ NODES, EDGES, WAVE, PRUNED, LEAVES, DEPTHS = range(6)
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
+Records = NDArray[Any]
+
+
+NODE = np.dtype(
+    [
+        ("parent", np.int32),  # NONE for the root
+        ("edge", np.int32),  # the edge that leads here; NONE for the root
+        ("depth", np.int32),
+        ("first_edge", np.int32),  # NONE until it has candidates
+        ("last_edge", np.int32),
+        ("edge_count", np.int32),
+        ("visits", np.int32),  # backed up; 0 while the state is being imagined, or cut off
+        ("in_flight", np.int32),  # visits under way in the current wave
+        ("waiting", np.int32),  # of them, those that wait here for candidates to be drawn
+        ("blocked", np.int32),  # the wave in which nothing beneath is free any more
+        ("value", np.float64),  # V: mean of what was backed up, or the best child's
+        ("mean", np.float64),  # of what was backed up
+        ("square", np.float64),  # its mean square
+        ("leaf_value", np.float64),  # what the value model said when the node was made
+    ],
+    align=True,
+)
+EDGE = np.dtype(
+    [
+        ("sibling", np.int32),  # the next edge of the same node; NONE after the last
+        ("child", np.int32),  # node, NONE or CUT
+        ("prior", np.float32),  # normalised among its siblings
+        ("origin", np.int32),  # who drew it
+    ]
+)
 
 
 class Tree(NamedTuple):
@@ -33,55 +63,23 @@ class Tree(NamedTuple):
     backed up again for want of children (the depth limit, or all children cut off).
     """
 
-    parent: Ints  # (N,) NONE for the root
-    edge: Ints  # (N,) the edge that leads here; NONE for the root
-    depth: Ints  # (N,)
-    first_edge: Ints  # (N,) NONE until it has candidates
-    last_edge: Ints  # (N,)
-    edge_count: Ints  # (N,)
-    visits: Ints  # (N,) backed-up visits; 0 while the state is being imagined, or cut off
-    in_flight: Ints  # (N,) visits under way in the current wave
-    waiting: Ints  # (N,) of them, those that wait here for candidates to be drawn
-    blocked: Ints  # (N,) the wave in which nothing beneath is free any more
-    value: Floats  # (N,) V, seen from this node: mean of what was backed up, or the best child's
-    mean: Floats  # (N,) mean of what was backed up
-    square: Floats  # (N,) its mean square
-    leaf_value: Floats  # (N,) what the value model said of the state itself
-    sibling: Ints  # (E,) the next edge of the same node; NONE after the last
-    child: Ints  # (E,) node, NONE or CUT
-    prior: NDArray[np.float32]  # (E,) normalised among its siblings
-    origin: NDArray[np.int16]  # (E,) who drew it
+    nodes: Records  # (N,) of NODE
+    edges: Records  # (E,) of EDGE
     action: NDArray[np.float32]  # (E, A)
     counters: NDArray[np.int64]  # (6,)
     bounds: Floats  # (2,) smallest and largest value so far
 
 
 NODE_FIELDS = ("visits", "value", "mean", "square", "leaf_value")
-EDGE_FIELDS = ("prior", "origin", "action")
+EDGE_FIELDS = ("prior", "origin")
 """What stays as it is when a subtree becomes the tree."""
 
 
 def new_tree(nodes: int, edges: int, width: int) -> Tree:
     """Allocate an empty tree; an edge holds ``width`` numbers, A."""
     tree = Tree(
-        parent=np.zeros(nodes, np.int32),
-        edge=np.zeros(nodes, np.int32),
-        depth=np.zeros(nodes, np.int32),
-        first_edge=np.zeros(nodes, np.int32),
-        last_edge=np.zeros(nodes, np.int32),
-        edge_count=np.zeros(nodes, np.int32),
-        visits=np.zeros(nodes, np.int32),
-        in_flight=np.zeros(nodes, np.int32),
-        waiting=np.zeros(nodes, np.int32),
-        blocked=np.zeros(nodes, np.int32),
-        value=np.zeros(nodes),
-        mean=np.zeros(nodes),
-        square=np.zeros(nodes),
-        leaf_value=np.zeros(nodes),
-        sibling=np.zeros(edges, np.int32),
-        child=np.zeros(edges, np.int32),
-        prior=np.zeros(edges, np.float32),
-        origin=np.zeros(edges, np.int16),
+        nodes=np.zeros(nodes, NODE),
+        edges=np.zeros(edges, EDGE),
         action=np.zeros((edges, width), np.float32),
         counters=np.zeros(6, np.int64),
         bounds=np.zeros(2),
@@ -134,20 +132,20 @@ def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
     """Add a node that waits for its value; the caller knows that there is room."""
     node = tree.counters[NODES]
     tree.counters[NODES] = node + 1
-    tree.parent[node] = parent
-    tree.edge[node] = edge
-    tree.depth[node] = depth
-    tree.first_edge[node] = NONE
-    tree.last_edge[node] = NONE
-    tree.edge_count[node] = 0
-    tree.visits[node] = 0
-    tree.in_flight[node] = 0
-    tree.waiting[node] = 0
-    tree.blocked[node] = NONE
-    tree.value[node] = 0.0
-    tree.mean[node] = 0.0
-    tree.square[node] = 0.0
-    tree.leaf_value[node] = 0.0
+    tree.nodes[node].parent = parent
+    tree.nodes[node].edge = edge
+    tree.nodes[node].depth = depth
+    tree.nodes[node].first_edge = NONE
+    tree.nodes[node].last_edge = NONE
+    tree.nodes[node].edge_count = 0
+    tree.nodes[node].visits = 0
+    tree.nodes[node].in_flight = 0
+    tree.nodes[node].waiting = 0
+    tree.nodes[node].blocked = NONE
+    tree.nodes[node].value = 0.0
+    tree.nodes[node].mean = 0.0
+    tree.nodes[node].square = 0.0
+    tree.nodes[node].leaf_value = 0.0
     return node
 
 
@@ -156,28 +154,28 @@ def add_edge(tree: Tree, node: int, action: NDArray[np.float32], prior: float, o
     """Give a node one more candidate; returns its edge."""
     edge = tree.counters[EDGES]
     tree.counters[EDGES] = edge + 1
-    if tree.first_edge[node] == NONE:
-        tree.first_edge[node] = edge
+    if tree.nodes[node].first_edge == NONE:
+        tree.nodes[node].first_edge = edge
     else:
-        tree.sibling[tree.last_edge[node]] = edge
-    tree.last_edge[node] = edge
-    tree.edge_count[node] += 1
-    tree.sibling[edge] = NONE
-    tree.child[edge] = NONE
+        tree.edges[tree.nodes[node].last_edge].sibling = edge
+    tree.nodes[node].last_edge = edge
+    tree.nodes[node].edge_count += 1
+    tree.edges[edge].sibling = NONE
+    tree.edges[edge].child = NONE
     tree.action[edge] = action
-    tree.prior[edge] = prior
-    tree.origin[edge] = origin
+    tree.edges[edge].prior = prior
+    tree.edges[edge].origin = origin
     return edge
 
 
 @numba.njit(cache=True)
 def edges_of(tree: Tree, node: int) -> Ints:
     """The edges of a node, in the order in which they came; a root candidate's place is its id."""
-    edges = np.empty(tree.edge_count[node], np.int32)
-    edge = tree.first_edge[node]
+    edges = np.empty(tree.nodes[node].edge_count, np.int32)
+    edge = tree.nodes[node].first_edge
     for i in range(len(edges)):
         edges[i] = edge
-        edge = tree.sibling[edge]
+        edge = tree.edges[edge].sibling
     return edges
 
 
@@ -214,21 +212,34 @@ def attach(
     for row in range(len(nodes)):
         node = nodes[row]
         best = log_density[row].max()
-        weight, begin = 1.0, min(1, tree.edge_count[node])
-        if tree.edge_count[node] > 1:
-            weight = tree.prior[best_edge(tree, node, discount)]
+        weight, begin = 1.0, min(1, tree.nodes[node].edge_count)
+        if tree.nodes[node].edge_count > 1:
+            weight = tree.edges[best_edge(tree, node, discount)].prior
         elif begin == 1:
-            tree.prior[tree.first_edge[node]] = np.exp((log_density[row, 0] - best) / temperature)
-        for i in range(begin, min(actions.shape[1], begin + fan - tree.edge_count[node])):
+            tree.edges[tree.nodes[node].first_edge].prior = np.exp(
+                (log_density[row, 0] - best) / temperature
+            )
+        for i in range(begin, min(actions.shape[1], begin + fan - tree.nodes[node].edge_count)):
             below = best - log_density[row, i] if best > -np.inf else 0.0
             prior = weight * np.exp(-below / temperature)
             edge = add_edge(tree, node, actions[row, i].astype(np.float32), prior, origins[row, i])
             if i > 0 and support_floor > 0.0 and below > support_floor:
-                tree.child[edge] = CUT
-                tree.prior[edge] = 0.0
+                tree.edges[edge].child = CUT
+                tree.edges[edge].prior = 0.0
                 tree.counters[PRUNED] += 1
-        edges = edges_of(tree, node)
-        tree.prior[edges] /= tree.prior[edges].sum()
+        _normalise(tree, node)
+
+
+@numba.njit(cache=True)
+def _normalise(tree: Tree, node: int) -> None:
+    total, edge = 0.0, tree.nodes[node].first_edge
+    while edge != NONE:
+        total += tree.edges[edge].prior
+        edge = tree.edges[edge].sibling
+    edge = tree.nodes[node].first_edge
+    while edge != NONE:
+        tree.edges[edge].prior /= total
+        edge = tree.edges[edge].sibling
 
 
 @numba.njit(cache=True)
@@ -244,32 +255,38 @@ def back_up(tree: Tree, leaf: int, value: float, discount: float, best_child: bo
     """
     node = leaf
     while node != NONE:
-        visits = tree.visits[node] + 1
-        tree.visits[node] = visits
-        tree.mean[node] += (value - tree.mean[node]) / visits
-        tree.square[node] += (value * value - tree.square[node]) / visits
+        visits = tree.nodes[node].visits + 1
+        tree.nodes[node].visits = visits
+        tree.nodes[node].mean += (value - tree.nodes[node].mean) / visits
+        tree.nodes[node].square += (value * value - tree.nodes[node].square) / visits
         if best_child and node != leaf:
-            tree.value[node] = discount * tree.value[tree.child[best_edge(tree, node, discount)]]
+            tree.nodes[node].value = (
+                discount * tree.nodes[tree.edges[best_edge(tree, node, discount)].child].value
+            )
         else:
-            tree.value[node] = tree.mean[node]
-        tree.bounds[0] = min(tree.bounds[0], tree.value[node])
-        tree.bounds[1] = max(tree.bounds[1], tree.value[node])
+            tree.nodes[node].value = tree.nodes[node].mean
+        tree.bounds[0] = min(tree.bounds[0], tree.nodes[node].value)
+        tree.bounds[1] = max(tree.bounds[1], tree.nodes[node].value)
         value *= discount
-        node = tree.parent[node]
+        node = tree.nodes[node].parent
     tree.counters[LEAVES] += 1
-    tree.counters[DEPTHS] += tree.depth[leaf]
+    tree.counters[DEPTHS] += tree.nodes[leaf].depth
 
 
 @numba.njit(cache=True)
 def best_edge(tree: Tree, node: int, discount: float) -> int:
     """The edge of the visited child with the largest value, the first of equals; NONE if none."""
     best, best_value = NONE, -np.inf
-    edge = tree.first_edge[node]
+    edge = tree.nodes[node].first_edge
     while edge != NONE:
-        child = tree.child[edge]
-        if child >= 0 and tree.visits[child] > 0 and discount * tree.value[child] > best_value:
-            best, best_value = edge, discount * tree.value[child]
-        edge = tree.sibling[edge]
+        child = tree.edges[edge].child
+        if (
+            child >= 0
+            and tree.nodes[child].visits > 0
+            and discount * tree.nodes[child].value > best_value
+        ):
+            best, best_value = edge, discount * tree.nodes[child].value
+        edge = tree.edges[edge].sibling
     return best
 
 
@@ -278,15 +295,15 @@ def mark_path(tree: Tree, leaf: int, change: int) -> None:
     """Add to the visits under way on the path from a leaf to the root."""
     node = leaf
     while node != NONE:
-        tree.in_flight[node] += change
-        node = tree.parent[node]
+        tree.nodes[node].in_flight += change
+        node = tree.nodes[node].parent
 
 
 @numba.njit(cache=True)
 def cut_off(tree: Tree, node: int) -> None:
     """Close the edge to a node whose state must not be used; the node stays empty."""
-    tree.child[tree.edge[node]] = CUT
-    tree.prior[tree.edge[node]] = 0.0
+    tree.edges[tree.nodes[node].edge].child = CUT
+    tree.edges[tree.nodes[node].edge].prior = 0.0
     tree.counters[PRUNED] += 1
 
 
@@ -297,8 +314,8 @@ def subtree(tree: Tree, top: int) -> Ints:
     found = np.empty(tree.counters[NODES], np.int32)
     count = 0
     for node in range(top, tree.counters[NODES]):
-        parent = tree.parent[node]
-        if tree.visits[node] > 0 and (node == top or (parent != NONE and inside[parent])):
+        parent = tree.nodes[node].parent
+        if tree.nodes[node].visits > 0 and (node == top or (parent != NONE and inside[parent])):
             inside[node] = True
             found[count] = node
             count += 1
@@ -326,12 +343,12 @@ def re_root(
         Where the imagined states are, and where they must be copied to.
     """
     edges = edges_of(tree, top)
-    children = tree.child[edges]
-    visits = np.where(children >= 0, tree.visits[np.maximum(children, 0)], 0)
-    order = np.lexsort((-tree.prior[edges], -visits))[: fan - 1]
+    children = tree.edges["child"][edges]
+    visits = np.where(children >= 0, tree.nodes["visits"][np.maximum(children, 0)], 0)
+    order = np.lexsort((-tree.edges["prior"][edges], -visits))[: fan - 1]
     for edge in np.delete(edges, order):
-        if tree.child[edge] >= 0:
-            tree.parent[tree.child[edge]] = NONE
+        if tree.edges["child"][edge] >= 0:
+            tree.nodes["parent"][tree.edges["child"][edge]] = NONE
     kept = subtree(tree, top)[1:]
     renamed = np.full(tree.counters[NODES], NONE, np.int32)
     renamed[kept] = np.arange(1, 1 + len(kept))
@@ -340,51 +357,63 @@ def re_root(
     blocks = [edges[np.sort(order)], *(edges_of(tree, node) for node in kept)]
     counts = np.array([len(block) for block in blocks])
     old_edges = np.concatenate(blocks)
-    candidates = {name: getattr(tree, name)[old_edges] for name in EDGE_FIELDS}
-    children = tree.child[old_edges]
+    candidates = {name: tree.edges[name][old_edges] for name in EDGE_FIELDS}
+    actions = tree.action[old_edges]
+    children = tree.edges["child"][old_edges]
     children = np.where(children >= 0, renamed[np.maximum(children, 0)], children)
-    nodes = {name: getattr(tree, name)[kept] for name in NODE_FIELDS}
-    parents, depths = renamed[tree.parent[kept]], tree.depth[kept] - 1
+    nodes = {name: tree.nodes[name][kept] for name in NODE_FIELDS}
+    parents, depths = renamed[tree.nodes["parent"][kept]], tree.nodes["depth"][kept] - 1
 
     reset(tree)
     inner, outer = slice(1, 1 + len(kept)), slice(1, 1 + len(old_edges))
-    for name, values in (nodes | candidates).items():
-        getattr(tree, name)[inner if name in nodes else outer] = values
-    tree.parent[inner], tree.depth[inner] = parents, depths
-    tree.in_flight[inner], tree.waiting[inner], tree.blocked[inner] = 0, 0, NONE
+    for name, values in nodes.items():
+        tree.nodes[name][inner] = values
+    for name, values in candidates.items():
+        tree.edges[name][outer] = values
+    tree.action[outer] = actions
+    tree.nodes["parent"][inner], tree.nodes["depth"][inner] = parents, depths
+    tree.nodes["in_flight"][inner], tree.nodes["waiting"][inner], tree.nodes["blocked"][inner] = (
+        0,
+        0,
+        NONE,
+    )
     places = np.arange(1, 1 + len(old_edges), dtype=np.int32)
-    tree.child[outer] = children
-    tree.edge[children[children >= 0]] = places[children >= 0]
+    tree.edges["child"][outer] = children
+    tree.nodes["edge"][children[children >= 0]] = places[children >= 0]
     firsts = 1 + np.cumsum(counts) - counts
     lasts = firsts + counts - 1
-    tree.sibling[outer] = places + 1
-    tree.sibling[lasts[counts > 0]] = NONE
+    tree.edges["sibling"][outer] = places + 1
+    tree.edges["sibling"][lasts[counts > 0]] = NONE
     owners = slice(0, 1 + len(kept))
-    tree.first_edge[owners] = np.where(counts > 0, firsts, NONE)
-    tree.last_edge[owners] = np.where(counts > 0, lasts, NONE)
-    tree.edge_count[owners] = counts
+    tree.nodes["first_edge"][owners] = np.where(counts > 0, firsts, NONE)
+    tree.nodes["last_edge"][owners] = np.where(counts > 0, lasts, NONE)
+    tree.nodes["edge_count"][owners] = counts
 
-    tree.child[0], tree.origin[0], tree.action[0] = NONE, origin, reference
-    tree.sibling[0] = tree.first_edge[0]
-    tree.first_edge[0], tree.edge_count[0] = 0, 1 + counts[0]
-    tree.last_edge[0] = max(0, tree.last_edge[0])
+    tree.edges["child"][0], tree.edges["origin"][0], tree.action[0] = NONE, origin, reference
+    tree.edges["sibling"][0] = tree.nodes["first_edge"][0]
+    tree.nodes["first_edge"][0], tree.nodes["edge_count"][0] = 0, 1 + counts[0]
+    tree.nodes["last_edge"][0] = max(0, tree.nodes["last_edge"][0])
     root_edges = slice(0, 1 + counts[0])
-    tree.prior[0] = tree.prior[root_edges][1:].max(initial=np.finfo(np.float32).tiny)
-    tree.prior[root_edges] /= tree.prior[root_edges].sum()
+    tree.edges["prior"][0] = tree.edges["prior"][root_edges][1:].max(
+        initial=np.finfo(np.float32).tiny
+    )
+    tree.edges["prior"][root_edges] /= tree.edges["prior"][root_edges].sum()
     tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), 1 + len(old_edges)
     return kept.astype(np.int64), np.arange(1, 1 + len(kept), dtype=np.int64)
 
 
 def settle_root(tree: Tree, value: float, discount: float, best_child: bool) -> None:
     """Evaluate the root of a kept tree: its own value and its children's, weighted by visits."""
-    children = tree.child[edges_of(tree, 0)]
+    children = tree.edges["child"][edges_of(tree, 0)]
     children = children[children >= 0]
-    visits = tree.visits[children]
+    visits = tree.nodes["visits"][children]
     total = 1 + int(visits.sum())
-    values = discount * tree.value[children]
-    tree.visits[0], tree.leaf_value[0] = total, value
-    tree.mean[0] = (value + visits @ (discount * tree.mean[children])) / total
-    tree.square[0] = (value**2 + visits @ (discount**2 * tree.square[children])) / total
-    tree.value[0] = values.max() if best_child and len(children) else tree.mean[0]
-    seen: Floats = tree.value[: tree.counters[NODES]]
+    values = discount * tree.nodes["value"][children]
+    tree.nodes["visits"][0], tree.nodes["leaf_value"][0] = total, value
+    tree.nodes["mean"][0] = (value + visits @ (discount * tree.nodes["mean"][children])) / total
+    tree.nodes["square"][0] = (
+        value**2 + visits @ (discount**2 * tree.nodes["square"][children])
+    ) / total
+    tree.nodes["value"][0] = values.max() if best_child and len(children) else tree.nodes["mean"][0]
+    seen: Floats = tree.nodes["value"][: tree.counters[NODES]]
     tree.bounds[0], tree.bounds[1] = float(np.min(seen)), float(np.max(seen))

@@ -21,12 +21,12 @@ from vla_reasoner_ros.search.tree import (
     WAVE,
     Floats,
     Ints,
+    Records,
     Tree,
     add_edge,
     back_up,
     best_edge,
     cut_off,
-    edges_of,
     mark_path,
     new_node,
 )
@@ -36,13 +36,21 @@ NEW, WAITING, AGAIN, DROPPED = range(4)
 (its own value is backed up again), nothing."""
 
 
+DESCENT = np.dtype(
+    [
+        ("leaf", np.int32),  # the node that it ended at
+        ("top", np.int32),  # the first node that it added
+        ("kind", np.int32),  # NEW, WAITING, AGAIN or DROPPED
+        ("doubt", np.float64),  # largest uncertainty of the states that it added
+    ],
+    align=True,
+)
+
+
 class Wave(NamedTuple):
     """Buffers of a wave of at most W leaves; A numbers in a macro-action."""
 
-    leaf: Ints  # (W,) the node that each descent ended at
-    top: Ints  # (W,) the first node that it added
-    doubt: Floats  # (W,) largest uncertainty of the states that it added
-    kind: Ints  # (W,) NEW, WAITING, AGAIN or DROPPED
+    descents: Records  # (W,) of DESCENT
     parents: NDArray[np.int64]  # (W,) states to imagine from
     children: NDArray[np.int64]  # (W,) states to imagine
     actions: NDArray[np.float32]  # (W, A)
@@ -54,10 +62,7 @@ class Wave(NamedTuple):
 def new_wave(size: int, width: int) -> Wave:
     """Allocate the buffers."""
     return Wave(
-        leaf=np.zeros(size, np.int32),
-        top=np.zeros(size, np.int32),
-        doubt=np.zeros(size),
-        kind=np.zeros(size, np.int32),
+        descents=np.zeros(size, DESCENT),
         parents=np.zeros(size, np.int64),
         children=np.zeros(size, np.int64),
         actions=np.zeros((size, width), np.float32),
@@ -88,15 +93,15 @@ def descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -
         node = 0
         kind = NONE
         while kind == NONE:
-            if tree.depth[node] >= rules.depth:
+            if tree.nodes[node].depth >= rules.depth:
                 kind = AGAIN
             elif _can_wait(tree, rules, node):
-                if tree.waiting[node] == 0:
+                if tree.nodes[node].waiting == 0:
                     _ask(tree, rules, wave, segments, node, expanding)
                     expanding += 1
-                tree.waiting[node] += 1
+                tree.nodes[node].waiting += 1
                 kind = WAITING
-            elif tree.edge_count[node] <= 1:
+            elif tree.nodes[node].edge_count <= 1:
                 break
             else:
                 edge = choose(tree, rules, node)
@@ -104,18 +109,22 @@ def descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -
                     if _is_dead_end(tree, node):
                         kind = AGAIN
                     break
-                if tree.child[edge] == NONE:
+                if tree.edges[edge].child == NONE:
                     node = _imagine(tree, node, edge)
                     kind = NEW
                 else:
-                    node = tree.child[edge]
+                    node = tree.edges[edge].child
         if kind == NONE:
-            tree.blocked[node] = tree.counters[WAVE]
+            tree.nodes[node].blocked = tree.counters[WAVE]
             if node == 0:
                 break
             continue
         mark_path(tree, node, 1)
-        wave.leaf[made], wave.top[made], wave.kind[made] = node, node, kind
+        wave.descents[made].leaf, wave.descents[made].top, wave.descents[made].kind = (
+            node,
+            node,
+            kind,
+        )
         made += 1
     return made, expanding
 
@@ -135,19 +144,19 @@ def place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
     """
     count = 0
     for i in range(made):
-        if wave.kind[i] == WAITING:
-            node = wave.leaf[i]
-            tree.waiting[node] = 0
+        if wave.descents[i].kind == WAITING:
+            node = wave.descents[i].leaf
+            tree.nodes[node].waiting = 0
             mark_path(tree, node, -1)
             edge = choose(tree, rules, node, True)
             if edge == NONE:
-                wave.kind[i] = DROPPED
+                wave.descents[i].kind = DROPPED
                 continue
-            wave.leaf[i] = wave.top[i] = _imagine(tree, node, edge)
-            wave.kind[i] = NEW
-            mark_path(tree, wave.leaf[i], 1)
-        if wave.kind[i] == NEW:
-            wave.doubt[i] = 0.0
+            wave.descents[i].leaf = wave.descents[i].top = _imagine(tree, node, edge)
+            wave.descents[i].kind = NEW
+            mark_path(tree, wave.descents[i].leaf, 1)
+        if wave.descents[i].kind == NEW:
+            wave.descents[i].doubt = 0.0
             count += _list(tree, wave, i, count)
     return count
 
@@ -168,13 +177,13 @@ def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int) -
     """
     count = 0
     for i in range(made):
-        node = wave.leaf[i]
-        if wave.kind[i] != NEW or tree.depth[node] >= rules.depth:
+        node = wave.descents[i].leaf
+        if wave.descents[i].kind != NEW or tree.nodes[node].depth >= rules.depth:
             continue
         action = _reference(tree, segments, node)
-        edge = add_edge(tree, node, action.astype(np.float32), 1.0, tree.origin[0])
-        wave.leaf[i] = _imagine(tree, node, edge)
-        tree.in_flight[wave.leaf[i]] = 1
+        edge = add_edge(tree, node, action.astype(np.float32), 1.0, tree.edges[0].origin)
+        wave.descents[i].leaf = _imagine(tree, node, edge)
+        tree.nodes[wave.descents[i].leaf].in_flight = 1
         count += _list(tree, wave, i, count)
     return count
 
@@ -184,9 +193,13 @@ def note_doubt(wave: Wave, leaves: NDArray[np.int64], made: int, uncertainty: Fl
     """Remember the uncertainty (B,) about states (B,) that were just imagined."""
     column = 0
     for i in range(made):
-        if column < len(leaves) and wave.kind[i] == NEW and wave.leaf[i] == leaves[column]:
+        if (
+            column < len(leaves)
+            and wave.descents[i].kind == NEW
+            and wave.descents[i].leaf == leaves[column]
+        ):
             doubt = uncertainty[column]
-            wave.doubt[i] = max(wave.doubt[i], doubt) if doubt == doubt else doubt
+            wave.descents[i].doubt = max(wave.descents[i].doubt, doubt) if doubt == doubt else doubt
             column += 1
 
 
@@ -195,8 +208,8 @@ def list_leaves(wave: Wave, made: int) -> int:
     """Write the new leaves, where their rollouts ended, to ``children``; returns their number."""
     count = 0
     for i in range(made):
-        if wave.kind[i] == NEW:
-            wave.children[count] = wave.leaf[i]
+        if wave.descents[i].kind == NEW:
+            wave.children[count] = wave.descents[i].leaf
             count += 1
     return count
 
@@ -217,25 +230,25 @@ def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> 
     """
     column, again = 0, 0
     for i in range(made):
-        kind, leaf = wave.kind[i], wave.leaf[i]
+        kind, leaf = wave.descents[i].kind, wave.descents[i].leaf
         if kind == DROPPED:
             continue
         mark_path(tree, leaf, -1)
         if kind == AGAIN:
             again += 1
-            back_up(tree, leaf, tree.leaf_value[leaf], rules.discount, rules.best_child)
+            back_up(tree, leaf, tree.nodes[leaf].leaf_value, rules.discount, rules.best_child)
             continue
-        value, doubt = lower_bound(values[:, column], rules.pessimism), wave.doubt[i]
+        value, doubt = lower_bound(values[:, column], rules.pessimism), wave.descents[i].doubt
         column += 1
         unsupported = rules.uncertainty_limit > 0.0 and doubt > rules.uncertainty_limit
         if not (math.isfinite(value) and math.isfinite(doubt)) or unsupported:
-            cut_off(tree, wave.top[i])
+            cut_off(tree, wave.descents[i].top)
             continue
         back_up(tree, leaf, value, rules.discount, rules.best_child)
         node = leaf
-        while node != tree.parent[wave.top[i]]:
-            tree.leaf_value[node] = tree.value[node]
-            node = tree.parent[node]
+        while node != tree.nodes[wave.descents[i].top].parent:
+            tree.nodes[node].leaf_value = tree.nodes[node].value
+            node = tree.nodes[node].parent
     return again
 
 
@@ -251,11 +264,11 @@ def lower_bound(values: Floats, pessimism: float) -> float:
 @numba.njit(cache=True)
 def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
     """Whether a descent can wait at a node for one of the candidates that it will get."""
-    if tree.edge_count[node] <= 1:
-        there = tree.edge_count[node]
-        return tree.waiting[node] < min(rules.fan, 1 + rules.drawn) - there
-    if tree.waiting[node] > 0:
-        return tree.waiting[node] < min(rules.fan - tree.edge_count[node], rules.drawn)
+    if tree.nodes[node].edge_count <= 1:
+        there = tree.nodes[node].edge_count
+        return tree.nodes[node].waiting < min(rules.fan, 1 + rules.drawn) - there
+    if tree.nodes[node].waiting > 0:
+        return tree.nodes[node].waiting < min(rules.fan - tree.nodes[node].edge_count, rules.drawn)
     return wants_candidates(tree, rules, node)
 
 
@@ -263,9 +276,9 @@ def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
 def _ask(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, place: int) -> None:
     """Note a node that needs candidates, and where to draw them."""
     wave.expand[place], wave.scale[place] = node, 1.0
-    if tree.edge_count[node] > 1:
+    if tree.nodes[node].edge_count > 1:
         wave.reference[place] = tree.action[best_edge(tree, node, rules.discount)]
-        rounds = (tree.edge_count[node] - 1) // rules.drawn
+        rounds = (tree.nodes[node].edge_count - 1) // rules.drawn
         wave.scale[place] = rules.widening_shrink**rounds
     else:
         wave.reference[place] = _reference(tree, segments, node)
@@ -273,28 +286,33 @@ def _ask(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, plac
 
 @numba.njit(cache=True)
 def _reference(tree: Tree, segments: Floats, node: int) -> Floats:
-    depth = tree.depth[node]
+    depth = tree.nodes[node].depth
     if depth < len(segments):
         return segments[depth]
-    return tree.action[tree.edge[node]].astype(np.float64)
+    return tree.action[tree.nodes[node].edge].astype(np.float64)
 
 
 @numba.njit(cache=True)
 def _list(tree: Tree, wave: Wave, i: int, place: int) -> int:
-    leaf = wave.leaf[i]
-    wave.parents[place] = tree.parent[leaf]
+    leaf = wave.descents[i].leaf
+    wave.parents[place] = tree.nodes[leaf].parent
     wave.children[place] = leaf
-    wave.actions[place] = tree.action[tree.edge[leaf]]
+    wave.actions[place] = tree.action[tree.nodes[leaf].edge]
     return 1
 
 
 @numba.njit(cache=True)
 def _imagine(tree: Tree, node: int, edge: int) -> int:
-    leaf = new_node(tree, node, edge, tree.depth[node] + 1)
-    tree.child[edge] = leaf
+    leaf = new_node(tree, node, edge, tree.nodes[node].depth + 1)
+    tree.edges[edge].child = leaf
     return leaf
 
 
 @numba.njit(cache=True)
 def _is_dead_end(tree: Tree, node: int) -> bool:
-    return bool(np.all(tree.child[edges_of(tree, node)] == CUT))
+    edge = tree.nodes[node].first_edge
+    while edge != NONE:
+        if tree.edges[edge].child != CUT:
+            return False
+        edge = tree.edges[edge].sibling
+    return True
