@@ -68,8 +68,8 @@ def submit() -> None:
 
     def step(index: int) -> None:
         actions = np.zeros((8, 7))
-        phase = 0.6 * index
-        actions[:, :3] = 0.01 * np.array([np.cos(phase), np.sin(phase), 0.5 * np.cos(phase)])
+        phase = 0.3 * index
+        actions[:, :3] = 0.005 * np.array([np.cos(phase), np.sin(phase), 0.5 * np.cos(phase)])
         executor.submit(ActionChunk(spec, actions, now, index + 21), now)
 
     seconds = np.empty(REPEATS)

@@ -196,6 +196,7 @@ class Episode:
             "enable_control": True,
             "robot": str(rng.choice(ROBOTS)),
             "motion.lead_time": lead,
+            "motion.stop_lead_time": lead,
             "motion.settle_time": float(rng.choice([0.0, 0.2])),
             "motion.speed_factor": float(rng.choice([0.2, 0.7, 1.0])),
             "motion.max_stretch": float(rng.choice([2.0, 10.0])),

@@ -28,7 +28,12 @@ class Rig:
     """An executor, an arm that follows exactly, and a judge of every command."""
 
     def __init__(self, **changes):
-        values = {"enable_control": True, "motion.settle_time": 0.0, "motion.lead_time": 0.0}
+        values = {
+            "enable_control": True,
+            "motion.settle_time": 0.0,
+            "motion.lead_time": 0.0,
+            "motion.stop_lead_time": 0.0,
+        }
         values |= {name.replace("__", "."): value for name, value in changes.items()}
         self.parameters = build(ControlParameters, values)
         self.executor = ChunkExecutor(self.parameters)
@@ -352,7 +357,7 @@ def brake_time(rig):
 @settings(max_examples=25)
 @given(moment=st.integers(1, 80))
 def test_a_hold_decelerates_within_the_limits_whenever_it_comes(lead, moment):
-    rig = Rig(motion__lead_time=lead)
+    rig = Rig(motion__lead_time=2.0 * lead, motion__stop_lead_time=lead)
     rig.submit(rig.chunk(FORWARD))
     rig.run(0.01 * moment)
     rig.publish(rig.executor.hold(rig.now))

@@ -515,7 +515,7 @@ class ChunkExecutor:
         if motion is None or not self._playback.moving(now_ns) or self._stopping:
             return NOTHING
         self._queue.interrupt(now_ns)
-        switch_ns = now_ns + self._lead_ns()
+        switch_ns = now_ns + round(self.parameters.motion.stop_lead_time * NANOSECONDS)
         if switch_ns >= motion.end_ns:
             return NOTHING
         stop = self._planner.stop(motion.at(switch_ns))

@@ -16,8 +16,8 @@ from vla_reasoner_ros.types import FloatArray
 
 MAX_ITERATIONS = 40
 STAGNATION = 6  # iterations without progress after which the pose counts as out of reach
-CONVERGED_POSITION = 1e-6  # m
-CONVERGED_ROTATION = 1e-5  # rad
+CONVERGED_POSITION = 1e-5  # m
+CONVERGED_ROTATION = 3e-5  # rad
 MAX_ITERATION_STEP = 0.3  # rad, keeps Newton steps inside the linearisation
 DAMPING_THRESHOLD = 0.04  # smallest singular value of the Jacobian below which damping sets in
 DAMPING = 0.04  # largest damping factor, reached at the singularity

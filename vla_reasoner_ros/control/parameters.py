@@ -163,6 +163,13 @@ class MotionParameters:
         minimum=0.0,
         maximum=0.2,
     )
+    stop_lead_time: float = parameter(
+        0.01,
+        "The same for a stop, which is planned in a fraction of a millisecond.",
+        unit="s",
+        minimum=0.0,
+        maximum=0.2,
+    )
     settle_time: float = parameter(
         0.2,
         "Time that the first motion after a start or a reset leaves for the arm's controller to "
