@@ -26,7 +26,7 @@ from vla_reasoner_ros.paths import share_directory
 
 NODES = ("sim_node", "camera_node", "arm_controller_node", "planner_node")
 NAMESPACE = "launch_test"
-STARTUP_S = 90.0
+STARTUP_S = 240.0  # the first search of a machine is compiled
 
 
 @pytest.mark.launch_test

@@ -65,7 +65,7 @@ def common_arguments(*, use_sim_time: str = "false") -> list[DeclareLaunchArgume
         ),
         argument(
             "startup_timeout",
-            "60.0",
+            "180.0",
             "Seconds a node may take for configure and activate before the launch is given up.",
         ),
     ]
