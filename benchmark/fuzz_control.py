@@ -12,8 +12,10 @@ import json
 import os
 import sys
 from collections import Counter, deque
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -380,6 +382,19 @@ def fuzz(chunks: int, seed: int, episode: int = 100) -> Report:
     return report
 
 
+def fuzz_in_parallel(chunks: int, seed: int, jobs: int, share: int = 5_000) -> Iterator[Report]:
+    """Fuzz in several processes; yields what has come together so far."""
+    sizes = [min(share, chunks - start) for start in range(0, chunks, share)]
+    seeds = [seed + start for start in range(0, chunks, share)]  # more than there are episodes
+    total = Report()
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for report in pool.map(fuzz, sizes, seeds):
+            total.chunks += report.chunks
+            total.outcomes += report.outcomes
+            total.problems += report.problems
+            yield total
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -387,17 +402,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     arguments = parser.parse_args()
-    share, episode = 10_000, 100
-    starts = range(0, arguments.chunks, share)
-    sizes = [min(share, arguments.chunks - start) for start in starts]
-    seeds = [arguments.seed + start // episode for start in starts]
     total = Report()
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        for report in pool.map(fuzz, sizes, seeds):
-            total.chunks += report.chunks
-            total.outcomes += report.outcomes
-            total.problems += report.problems
-            print(f"{total.chunks} chunks, {len(total.problems)} problems", file=sys.stderr)
+    for total in fuzz_in_parallel(arguments.chunks, arguments.seed, arguments.jobs):
+        print(f"{total.chunks} chunks, {len(total.problems)} problems", file=sys.stderr)
     print(json.dumps({"chunks": total.chunks, **dict(total.outcomes.most_common())}))
     for problem in total.problems:
         print(problem)

@@ -4,24 +4,33 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmark.fuzz_control import Episode, Judge, Report, fuzz
+from benchmark.fuzz_control import Episode, Judge, Report, fuzz, fuzz_in_parallel
 from vla_reasoner_ros.control.executor import TimedTrajectory
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.control.spline import spline_to_rest
 from vla_reasoner_ros.control.trajectory import MotionState, resting
 
-CHUNKS = int(os.environ.get("FUZZ_CHUNKS", "3000"))
+MANY = int(os.environ.get("FUZZ_CHUNKS", "20000"))
 FR3 = load_robot("fr3")
 S = 1_000_000_000
 
 
-@pytest.mark.timeout(3600)
-def test_hostile_chunks_break_no_limit_and_crash_nothing():
-    report = fuzz(CHUNKS, seed=1)
+def require_clean(report, chunks):
     assert report.problems == []
-    assert report.chunks == CHUNKS
-    assert report.outcomes["accepted"] > 0.15 * CHUNKS
+    assert report.chunks == chunks
+    assert report.outcomes["accepted"] > 0.15 * chunks
     assert len(report.outcomes) >= 12
+
+
+def test_hostile_chunks_break_no_limit_and_crash_nothing():
+    require_clean(fuzz(1000, seed=1), 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_hostile_chunks_break_no_limit_and_crash_nothing():
+    *_, report = fuzz_in_parallel(MANY, seed=100, jobs=os.cpu_count() or 1, share=2000)
+    require_clean(report, MANY)
 
 
 def test_an_episode_repeats_from_its_seed():
