@@ -1,7 +1,7 @@
 """What the search costs beside its models, and beside mctx: ratios within one run.
 
 The reference model: a latent of 128, an MLP of two layers of 512 for the dynamics and another for
-the value, 7-D actions, 256 simulations in waves of 32. Needs nothing but torch; with the extra
+the value, 7-D actions, 256 simulations in waves of 32; torch on one thread. Needs nothing but torch; with the extra
 ``mctx`` installed (``pip install mctx==0.0.71``) the same weights run through
 ``mctx.muzero_policy`` as well. One JSON object a line.
 """
@@ -59,7 +59,6 @@ class ReferenceModel:
         self.dynamics = perceptron(LATENT + self.spec.dimensions, LATENT, 0)
         self.value = perceptron(LATENT, 1, 1)
         self.root = torch.randn(LATENT, generator=torch.Generator().manual_seed(2))
-        self.calls: list[int] = []
 
     def allocate(self, capacity: int) -> None:
         """See WorldModel."""
@@ -72,7 +71,6 @@ class ReferenceModel:
     @torch.inference_mode()
     def step(self, parents: Slots, actions: NDArray[np.float32], children: Slots) -> None:
         """See WorldModel."""
-        self.calls.append(len(parents))
         state = self.latent[torch.from_numpy(parents)]
         move = torch.from_numpy(actions[:, 0])
         self.latent[torch.from_numpy(children)] = self.dynamics(torch.cat([state, move], dim=1))
@@ -141,21 +139,26 @@ class Bench:
         self.engine.search(self.models, self.segments, budget, rng, self.stages)
 
     def bare(self) -> Callable[[], None]:
-        """The batched model calls of one search, alone."""
-        self.model.calls.clear()
+        """The model calls of one search, replayed alone."""
+        calls: list[tuple[Any, ...]] = []
+
+        def step(*arguments: Any) -> None:
+            calls.append((self.model.step, *(array.copy() for array in arguments)))
+            self.model.step(*arguments)
+
+        def evaluate(slots: Slots) -> NDArray[np.float32]:
+            calls.append((self.model.evaluate, slots.copy()))
+            return self.model.evaluate(slots)
+
+        models, self.models = self.models, self.models._replace(step=step, evaluate=evaluate)
         self.run()
-        sizes = list(self.model.calls)
-        wave = max(sizes)
-        parents, children = np.zeros(wave, np.int64), np.arange(1, 1 + wave)
-        actions = np.zeros((wave, 1, self.model.spec.dimensions), np.float32)
+        self.models = models
 
-        def calls() -> None:
-            self.model.evaluate(parents[:1])
-            for size in sizes:
-                self.model.step(parents[:size], actions[:size], children[:size])
-                self.model.evaluate(children[:size])
+        def replay() -> None:
+            for call, *arguments in calls:
+                call(*arguments)
 
-        return calls
+        return replay
 
 
 def overhead(model: ReferenceModel, repeats: int = 60) -> dict[str, Any]:
@@ -332,6 +335,7 @@ def memory(model: ReferenceModel) -> dict[str, Any]:
 
 def main() -> None:
     """Print every figure; what cannot be measured here is left out."""
+    torch.set_num_threads(1)
     model = ReferenceModel()
     started = time.perf_counter()
     Bench(model, parameters()).engine.compile()

@@ -82,6 +82,8 @@ class Flips:
                 f"{name}: the probability of a flip must be in [0, 0.5], got {probability}"
             )
         self.probability = probability
+        self._kept = float(np.log1p(-probability))
+        self._flipped = float(np.log(probability)) if probability > 0.0 else -np.inf
 
     def sample(self, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:
         """Draw an array of booleans."""
@@ -91,6 +93,4 @@ class Flips:
 
     def log_probability(self, flips: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Of each; -inf for a flip that is impossible."""
-        with np.errstate(divide="ignore"):
-            flipped, kept = np.log(self.probability), np.log1p(-self.probability)
-        return np.where(flips, flipped, kept).astype(np.float64)
+        return np.where(flips, self._flipped, self._kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +38,8 @@ class MacroNoise:
     def sample(self, shape: tuple[int, ...], steps: int, rng: np.random.Generator) -> Floats:
         """Draw (..., M, T), where ``shape`` leads."""
         size = len(self.std)
+        if steps == 1:
+            return rng.standard_normal((*shape, 1, size)) * self.std
         shared = rng.standard_normal((*shape, 1, size))
         own = rng.standard_normal((*shape, steps, size))
         own *= math.sqrt(1.0 - self.correlation) * self.std
@@ -47,12 +50,26 @@ class MacroNoise:
         """(...,) of values (..., M, T), normalised."""
         steps, size = values.shape[-2:]
         c = self.correlation
-        scaled = values / self.std
-        squares = np.einsum("...mt,...mt->...", scaled, scaled)
-        sums = scaled.sum(-2)
-        share = c / (1.0 + (steps - 1) * c)
-        quadratic = (squares - share * np.einsum("...t,...t->...", sums, sums)) / (1.0 - c)
+        flat = np.ascontiguousarray(values).reshape(-1, steps, size)
+        quadratic = _quadratic(flat, 1.0 / self.std, c).reshape(values.shape[:-2])
         log_determinant = size * (
             (steps - 1) * math.log(1.0 - c) + math.log(1.0 + (steps - 1) * c)
         ) + 2.0 * steps * float(np.log(self.std).sum())
         return -0.5 * (quadratic + log_determinant + steps * size * math.log(2.0 * math.pi))
+
+
+@numba.njit(cache=True)
+def _quadratic(values: Floats, precision: Floats, c: float) -> Floats:
+    """Squared Mahalanobis lengths (N,) of (N, M, T), by the Sherman-Morrison inverse."""
+    count, steps, size = values.shape
+    share = c / (1.0 + (steps - 1) * c)
+    lengths = np.zeros(count)
+    for i in range(count):
+        for t in range(size):
+            total, squares = 0.0, 0.0
+            for m in range(steps):
+                value = values[i, m, t] * precision[t]
+                total += value
+                squares += value * value
+            lengths[i] += (squares - share * total * total) / (1.0 - c)
+    return lengths

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,6 +56,7 @@ class MotionSpace:
     def __init__(self, spec: ActionSpec) -> None:
         self.spec = spec
         self._motion = list(spec.motion_indices)
+        self._ends = (spec.gripper.open, spec.gripper.closed) if spec.gripper else (0.0, 0.0)
         self._is_pose = spec.representation is Representation.EE_POSE
         self.size = 6 if self._is_pose else len(self._motion)
 
@@ -89,23 +91,16 @@ class MotionSpace:
         Returns:
             (B, K, M, D) actions.
         """
-        actions = np.repeat(reference[:, None], displacements.shape[1], axis=1)
         if not self.spec.is_delta:
             displacements = np.cumsum(displacements, axis=2)
+        gripper = self.spec.gripper
+        place, ends = (-1, 0.0) if gripper is None else (gripper.index, sum(self._ends))
+        moved = np.array(self._motion[:3] if self._is_pose else self._motion)
+        actions = _displaced(reference, displacements, moved, flips, place, ends)
         if self._is_pose:
-            position, quaternion = self._motion[:3], self._motion[3:]
-            actions[..., position] += displacements[..., :3]
+            quaternion = self._motion[3:]
             turn = from_rotation_vector(displacements[..., 3:])
             actions[..., quaternion] = product(turn, actions[..., quaternion])
-        elif self._motion == list(range(self.size)):
-            actions[..., : self.size] += displacements
-        else:
-            actions[..., self._motion] += displacements
-        gripper = self.spec.gripper
-        if gripper is not None and flips.any():
-            command = actions[..., gripper.index]
-            mirrored = gripper.open + gripper.closed - command
-            actions[..., gripper.index] = np.where(flips[:, :, None], mirrored, command)
         return actions
 
     def displacements(self, actions: Floats, reference: Floats) -> Floats:
@@ -132,7 +127,40 @@ class MotionSpace:
         gripper = self.spec.gripper
         if gripper is None:
             return np.zeros(actions.shape[:2], np.bool_)
-        command = actions[..., gripper.index].mean(-1)
-        own = reference[..., gripper.index].mean(-1)[:, None]
-        other = gripper.open + gripper.closed - own
-        return np.abs(command - other) < np.abs(command - own)
+        return _flipped(actions, reference, gripper.index, sum(self._ends))
+
+
+@numba.njit(cache=True)
+def _displaced(
+    reference: Floats,
+    displacements: Floats,
+    moved: NDArray[np.int64],
+    flips: NDArray[np.bool_],
+    gripper: int,
+    ends: float,
+) -> Floats:
+    """Add displacements to the moved dimensions, and mirror the gripper about ``ends / 2``."""
+    nodes, count, steps, _ = displacements.shape
+    actions = np.empty((nodes, count, steps, reference.shape[2]))
+    for b in range(nodes):
+        for k in range(count):
+            for m in range(steps):
+                actions[b, k, m] = reference[b, m]
+                for i in range(len(moved)):
+                    actions[b, k, m, moved[i]] += displacements[b, k, m, i]
+                if gripper >= 0 and flips[b, k]:
+                    actions[b, k, m, gripper] = ends - actions[b, k, m, gripper]
+    return actions
+
+
+@numba.njit(cache=True)
+def _flipped(actions: Floats, reference: Floats, gripper: int, ends: float) -> NDArray[np.bool_]:
+    """Whether the mean gripper command lies nearer to the mirrored than to the own one."""
+    nodes, count = actions.shape[:2]
+    flips = np.empty((nodes, count), np.bool_)
+    for b in range(nodes):
+        own = reference[b, :, gripper].mean()
+        for k in range(count):
+            command = actions[b, k, :, gripper].mean()
+            flips[b, k] = abs(command - (ends - own)) < abs(command - own)
+    return flips

@@ -73,15 +73,13 @@ def evaluated(models: Models, slots: Slots) -> NDArray[np.float64]:
     return np.ascontiguousarray(values, dtype=np.float64)
 
 
-def doubted(models: Models, slots: Slots) -> NDArray[np.float64]:
-    """Ask the world model's uncertainty, (B,); zeros when there is nothing to ask.
+def doubted(uncertainty: Uncertainty, slots: Slots) -> NDArray[np.float64]:
+    """Ask the world model's uncertainty and check the form of its answer, (B,).
 
     Raises:
         ModelError: anything but a (B,) array of floats.
     """
-    if models.uncertainty is None:
-        return np.zeros(len(slots))
-    values = models.uncertainty(slots)
+    values = uncertainty(slots)
     if (
         not isinstance(values, np.ndarray)
         or values.dtype.kind != "f"

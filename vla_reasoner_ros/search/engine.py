@@ -127,7 +127,7 @@ class Engine:
         """
         outcome = Outcome()
         tree, parameters = self.tree, self.parameters
-        value = lower_bound(evaluated(models, np.zeros(1, np.int64))[:, 0], parameters.pessimism)
+        value = lower_bound(evaluated(models, np.zeros(1, np.int64)), 0, parameters.pessimism)
         if not np.isfinite(value):
             raise ModelError(f"value: the state seen now has value {value}")
         stages.lap("value")
@@ -209,7 +209,7 @@ class Engine:
             if expanding:
                 self._draw(models, expanding, rng)
                 stages.lap("prior")
-            count = place(tree, rules, wave, made)
+            imagined = count = place(tree, rules, wave, made)
             stages.lap("select")
             while count:
                 self._imagine(models, made, count)
@@ -217,7 +217,7 @@ class Engine:
                 stages.lap("world_model")
                 count = roll_on(tree, rules, wave, segments, made) if parameters.rollout else 0
                 stages.lap("select")
-            leaves = wave.children[: list_leaves(wave, made)]
+            leaves = wave.children[: list_leaves(wave, made) if parameters.rollout else imagined]
             values = evaluated(models, leaves) if len(leaves) else _NOTHING
             stages.lap("value")
             again = collect(tree, rules, wave, made, values)
@@ -253,4 +253,5 @@ class Engine:
         shape = (count, self.macro_steps, self.spec.dimensions)
         children = wave.children[:count]
         models.step(wave.parents[:count], wave.actions[:count].reshape(shape), children)
-        note_doubt(wave, children, made, doubted(models, children))
+        if models.uncertainty is not None:
+            note_doubt(wave, children, made, doubted(models.uncertainty, children))

@@ -129,12 +129,13 @@ class Rollouts:
             self._stages.lap("select")
             self._models.step(parents, actions[:, level].reshape(shape), children)
             self.calls += 1
-            doubt = np.maximum(doubt, doubted(self._models, children))
+            if self._models.uncertainty is not None:
+                doubt = np.maximum(doubt, doubted(self._models.uncertainty, children))
             self._stages.lap("world_model")
         values = evaluated(self._models, children)
         self._stages.lap("value")
         scores = [
-            self._settle(int(leaf), lower_bound(values[:, i], self.parameters.pessimism), doubt[i])
+            self._settle(int(leaf), lower_bound(values, i, self.parameters.pessimism), doubt[i])
             for i, leaf in enumerate(leaves)
         ]
         self._stages.lap("backup")

@@ -238,7 +238,7 @@ def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> 
             again += 1
             back_up(tree, leaf, tree.nodes[leaf].leaf_value, rules.discount, rules.best_child)
             continue
-        value, doubt = lower_bound(values[:, column], rules.pessimism), wave.descents[i].doubt
+        value, doubt = lower_bound(values, column, rules.pessimism), wave.descents[i].doubt
         column += 1
         unsupported = rules.uncertainty_limit > 0.0 and doubt > rules.uncertainty_limit
         if not (math.isfinite(value) and math.isfinite(doubt)) or unsupported:
@@ -253,12 +253,15 @@ def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> 
 
 
 @numba.njit(cache=True)
-def lower_bound(values: Floats, pessimism: float) -> float:
-    """Mean less ``pessimism`` standard deviations of an ensemble's (K,) values."""
-    mean = values.mean()
-    if len(values) == 1:
-        return mean
-    return mean - pessimism * values.std()
+def lower_bound(values: Floats, column: int, pessimism: float) -> float:
+    """Mean less ``pessimism`` standard deviations of one column of an ensemble's (K, B) values."""
+    members = len(values)
+    mean, square = 0.0, 0.0
+    for k in range(members):
+        mean += values[k, column] / members
+    for k in range(members):
+        square += (values[k, column] - mean) ** 2 / members
+    return mean - pessimism * math.sqrt(square)
 
 
 @numba.njit(cache=True)
