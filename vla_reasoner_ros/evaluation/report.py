@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except OSError as error:
         raise ConfigurationError(f"results {arguments.results}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"results {arguments.results}: not what `evaluate --json` writes: {error!r}"
         ) from error
