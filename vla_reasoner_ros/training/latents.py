@@ -110,7 +110,7 @@ def true_latents(
     """(..., Z) latents of true states; arguments as in :class:`Branches`, any leading shape."""
     lead = gripper.shape
     flat = [
-        torch.from_numpy(np.ascontiguousarray(part.reshape(-1, *part.shape[len(lead) :]))).float()
+        torch.from_numpy(np.array(part.reshape(-1, *part.shape[len(lead) :]))).float()
         for part in (ee_position, ee_quaternion, gripper, joint_velocity)
     ]
     arm = arm_latents(*flat).numpy().reshape(*lead, -1)
