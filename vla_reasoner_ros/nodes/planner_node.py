@@ -21,13 +21,11 @@ from vla_reasoner_ros.planner import Planner, StateMatcher, warm_up
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
-from vla_reasoner_ros.ros.conversions import (
-    chunk_to_message,
-    observation_from_message,
-)
-from vla_reasoner_ros.ros.diagnostics import Level, Report
+from vla_reasoner_ros.ros.conversions import chunk_to_message, observation_from_message
+from vla_reasoner_ros.ros.diagnostics import Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
-from vla_reasoner_ros.ros.reports import statistics_to_message, tree_to_message
+from vla_reasoner_ros.ros.planning import Faults, report, tree_response
+from vla_reasoner_ros.ros.reports import statistics_to_message
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.srv import GetSearchTree
 from vla_reasoner_ros.types import Decision, Observation
@@ -170,17 +168,7 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
     ) -> GetSearchTree.Response:
         with self._lock:
             decision = self._newest
-        if decision is None or decision.tree is None:
-            response.message = (
-                "no decision yet" if decision is None else "the newest decision made no search"
-            )
-            return response
-        chunk = decision.chunk
-        response.success = True
-        response.tree = tree_to_message(
-            decision.tree, chunk.observation_stamp_ns, chunk.sequence, self.now_ns()
-        )
-        return response
+        return tree_response(decision, response, self.now_ns())
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._matcher.clear()
@@ -197,29 +185,8 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
     def _report(self) -> Report:
         with self._lock:
             decision = self._newest
-        values = {**self._components.names, "errors": self._errors, "last error": self._last_error}
-        values["unmatched observations"] = self._matcher.unmatched
-        level, text = Level.OK, "deciding"
-        if decision is None:
-            level, text = Level.WARN, "no decision yet"
-        else:
-            said = decision.statistics
-            values |= {
-                "sequence": said.sequence,
-                "status": said.status.name,
-                "time ms": said.time_ms,
-                "simulations": said.simulations,
-                "deviated": said.deviated,
-                "deadline missed": said.deadline_missed,
-                "fallback": said.fallback_reason,
-            }
-            if said.fallback_reason or said.deadline_missed:
-                level, text = Level.WARN, said.fallback_reason or "deadline missed"
-        if self._components.reason:
-            level, text = Level.WARN, f"the plain policy drives: {self._components.reason}"
-        if self._planner.paused:
-            text = "paused"
-        return Report(level, text, values)
+        faults = Faults(self._errors, self._last_error, self._matcher.unmatched)
+        return report(self._components, decision, faults, self._planner.paused)
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import partial
 
 from rclpy.clock import Clock as RosClock
 from rclpy.clock_type import ClockType
@@ -16,11 +16,17 @@ from vla_reasoner_ros.errors import ConfigurationError, VlaReasonerError
 from vla_reasoner_ros.msg import SimulatorState
 from vla_reasoner_ros.parameters import parameter
 from vla_reasoner_ros.ros import qos
-from vla_reasoner_ros.ros.clock import to_nanoseconds, to_stamp
-from vla_reasoner_ros.ros.conversions import compressed_to_message, header, image_to_message
-from vla_reasoner_ros.ros.diagnostics import Level, Report
+from vla_reasoner_ros.ros.clock import to_stamp
+from vla_reasoner_ros.ros.conversions import compressed_to_message, image_to_message
+from vla_reasoner_ros.ros.diagnostics import Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
-from vla_reasoner_ros.sim.joint_trajectory_controller import TrajectoryMessage, TrajectoryPoint
+from vla_reasoner_ros.ros.simulation import (
+    camera_to_message,
+    joints_to_message,
+    report,
+    state_to_message,
+    trajectory_from_message,
+)
 from vla_reasoner_ros.sim.loop import LoopParameters, SimulationLoop
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.srv import ResetEpisode
@@ -83,20 +89,13 @@ class SimNode(LifecycleNode[SimParameters]):
             )
         self._loop = SimulationLoop(self.parameters, self)
         self._loop.start()
-        self.create_subscription(
-            JointTrajectory,
-            "joint_trajectory",
-            self.guarded("joint_trajectory", self._command),
-            qos.COMMAND,
-            callback_group=self.work,
-        )
-        self.create_subscription(
-            Float64,
-            "gripper_command",
-            self.guarded("gripper_command", self._grip),
-            qos.COMMAND,
-            callback_group=self.work,
-        )
+        for kind, topic, take in (
+            (JointTrajectory, "joint_trajectory", self._command),
+            (Float64, "gripper_command", self._grip),
+        ):
+            self.create_subscription(
+                kind, topic, self.guarded(topic, take), qos.COMMAND, callback_group=self.work
+            )
         self.create_service(ResetEpisode, "~/reset", self._reset, callback_group=self.work)
         self.diagnostics.add("simulation", self._report)
 
@@ -123,29 +122,13 @@ class SimNode(LifecycleNode[SimParameters]):
 
     def joints(self, world: World, stamp_ns: int) -> None:
         """Publish joint states."""
-        data = world.data
         self._joint_states.publish(
-            JointState(
-                header=header(stamp_ns),
-                name=[*world.robot.joint_names, *self.parameters.finger_joints],
-                position=data.qpos[:9].tolist(),
-                velocity=data.qvel[:9].tolist(),
-            )
+            joints_to_message(world, self.parameters.finger_joints, stamp_ns)
         )
 
     def frames(self, world: World, stamp_ns: int) -> None:
         """Publish the state, and the images that someone listens to."""
-        self._states.publish(
-            SimulatorState(
-                header=header(stamp_ns),
-                task=world.task,
-                seed=world.seed,
-                episode=self._loop.episode,
-                state=world.get_state().tolist(),
-                progress=world.progress(),
-                success=world.success(),
-            )
-        )
+        self._states.publish(state_to_message(world, self._loop.episode, stamp_ns))
         for name in CAMERAS:
             raw = self._images[name].get_subscription_count()
             compressed = self._jpegs[name].get_subscription_count()
@@ -157,8 +140,7 @@ class SimNode(LifecycleNode[SimParameters]):
                 if compressed:
                     self._jpegs[name].publish(compressed_to_message(image, stamp_ns, name))
             if self._infos[name].get_subscription_count():
-                fovy = math.radians(float(world.model.camera(name).fovy[0]))
-                self._infos[name].publish(_camera_info(fovy, width, height, stamp_ns, name))
+                self._infos[name].publish(camera_to_message(world, name, width, height, stamp_ns))
 
     def failed(self, error: Exception) -> None:
         """The simulation broke: nothing may go on as if it had not."""
@@ -174,7 +156,7 @@ class SimNode(LifecycleNode[SimParameters]):
     def _command(self, message: JointTrajectory) -> None:
         def accept(world: World) -> str:
             offset_ns = self._loop.time_ns - world.time_ns
-            refused = world.controller.accept(_from_message(message, offset_ns))
+            refused = world.controller.accept(trajectory_from_message(message, offset_ns))
             if refused is not None:
                 return refused.value
             self._loop.trajectory_accepted()
@@ -198,61 +180,13 @@ class SimNode(LifecycleNode[SimParameters]):
         return response
 
     def _report(self) -> Report:
-        def read(world: World) -> dict[str, object]:
-            controller = world.controller
-            return {
-                "task": world.task,
-                "seed": world.seed,
-                "episode": self._loop.episode,
-                "simulated time": self._loop.time_ns / 1e9,
-                "trajectories accepted": controller.accepted,
-                "trajectories refused": sum(controller.rejections.values()),
-                "limit violations": sum(controller.violations.values()),
-                **{f"refused: {why.value}": n for why, n in controller.rejections.items()},
-                **{f"violation: {what}": n for what, n in controller.violations.items()},
-            }
-
-        values = self._loop.submit(read).result(ANSWER_S)
-        if values["trajectories refused"] or values["limit violations"]:
-            return Report(Level.WARN, "a command was refused or broke a limit", values)
-        return Report(Level.OK, "running", values)
+        return self._loop.submit(partial(report, self._loop)).result(ANSWER_S)
 
     def _size(self, camera: str) -> tuple[int, int]:
         given = self.parameters
         if camera == "overview":
             return given.overview_width, given.overview_height
         return given.image_width, given.image_height
-
-
-def _from_message(message: JointTrajectory, offset_ns: int) -> TrajectoryMessage:
-    """The controller's message; its clock is ``offset_ns`` behind the node's."""
-    stamp_ns = to_nanoseconds(message.header.stamp)
-    return TrajectoryMessage(
-        joint_names=message.joint_names,
-        stamp_ns=stamp_ns - offset_ns if stamp_ns else 0,
-        points=[
-            TrajectoryPoint(
-                to_nanoseconds(point.time_from_start),
-                point.positions,
-                point.velocities,
-                point.accelerations,
-                point.effort,
-            )
-            for point in message.points
-        ],
-    )
-
-
-def _camera_info(fovy: float, width: int, height: int, stamp_ns: int, frame: str) -> CameraInfo:
-    focal = 0.5 * height / math.tan(0.5 * fovy)
-    info = CameraInfo(
-        header=header(stamp_ns, frame), width=width, height=height, distortion_model="plumb_bob"
-    )
-    info.d = [0.0] * 5
-    info.k = [focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0]
-    info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
-    info.p = [focal, 0.0, width / 2, 0.0, 0.0, focal, height / 2, 0.0, 0.0, 0.0, 1.0, 0.0]
-    return info
 
 
 def main() -> None:
