@@ -105,6 +105,11 @@ class Echo:
             assert time.monotonic() < end, f"{what} did not happen; the log:\n{self.log()}"
             self._executor.spin_once(timeout_sec=0.05)
 
+    def pause(self, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._executor.spin_once(timeout_sec=0.05)
+
     def log(self):
         self._log.flush()
         with open(self._log.name) as file:
@@ -117,6 +122,7 @@ class Echo:
     def call(self, kind, name, request):
         client = self._node.create_client(kind, name)
         self.wait(client.service_is_ready, name)
+        self.pause(0.3)  # for the service to discover the client too, or its answer is lost
         future = client.call_async(request)
         self.wait(future.done, f"answer of {name}")
         self._node.destroy_client(client)

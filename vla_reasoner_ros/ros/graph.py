@@ -31,11 +31,13 @@ DEACTIVATE = Transition.TRANSITION_DEACTIVATE
 CLEANUP = Transition.TRANSITION_CLEANUP
 ACTIVE = State.PRIMARY_STATE_ACTIVE
 INACTIVE = State.PRIMARY_STATE_INACTIVE
-_VERBS = {
-    CONFIGURE: "configure",
-    ACTIVATE: "activate",
-    DEACTIVATE: "deactivate",
-    CLEANUP: "clean up",
+PATIENCE = 3.0
+"""Seconds without an answer after which a service is asked again, where that does no harm."""
+_TRANSITIONS = {
+    CONFIGURE: ("configure", INACTIVE),
+    ACTIVATE: ("activate", ACTIVE),
+    DEACTIVATE: ("deactivate", INACTIVE),
+    CLEANUP: ("clean up", State.PRIMARY_STATE_UNCONFIGURED),
 }
 
 
@@ -102,44 +104,89 @@ class GraphClient:
             self._processes.check()
             self._executor.spin_once(timeout_sec=min(0.05, left))
 
-    def call(self, kind: type, name: str, request: Any, timeout: float = 10.0) -> Any:
+    def call(
+        self, kind: type, name: str, request: Any, timeout: float = 10.0, *, repeat: bool = False
+    ) -> Any:
         """Call a service, waiting first for it to be there.
+
+        On a loaded machine a service can lose its first answer to a client that it has not
+        discovered yet, so what may be done twice is asked again.
+
+        Args:
+            kind: the service's type.
+            name: its name.
+            request: what to ask.
+            timeout: seconds to wait, for the service to be there and for the answer each.
+            repeat: ask again after :data:`PATIENCE` seconds of silence.
 
         Raises:
             GraphError: it is not there, or does not answer, in ``timeout`` seconds.
             ProcessDiedError: a process ended meanwhile.
         """
-        if name not in self._clients:
-            self._clients[name] = self.node.create_client(kind, name)
-        client = self._clients[name]
-        self.wait(client.service_is_ready, timeout, f"service {name}")
-        future = client.call_async(request)
-        try:
-            self.wait(future.done, timeout, f"answer of service {name}")
-        finally:
-            if not future.done():
-                client.remove_pending_request(future)
-        return future.result()
+        client = self._client(kind, name, timeout)
+        futures = [client.call_async(request)]
+        end = time.monotonic() + timeout
+        while not self._answered(futures, min(PATIENCE, end - time.monotonic())):
+            if time.monotonic() > end:
+                raise GraphError(f"service {name}: no answer after {timeout:g} s")
+            if repeat:
+                futures.append(client.call_async(request))
+        return self._answer(client, futures)
 
     def state(self, node: str, timeout: float = 10.0) -> int:
         """The life-cycle state of a node, one of ``lifecycle_msgs/State``'s numbers."""
-        answer = self.call(GetState, f"{node}/get_state", GetState.Request(), timeout)
+        request = GetState.Request()
+        answer = self.call(GetState, f"{node}/get_state", request, timeout, repeat=True)
         return int(answer.current_state.id)
 
     def change(self, node: str, transition: int, timeout: float = 60.0) -> None:
         """Take a node through a transition.
 
+        When no answer comes, the node's state tells whether to wait, to ask again or that it is
+        done.
+
         Raises:
             GraphError: it failed or took too long; the message carries the node's last words.
             ProcessDiedError: a process ended meanwhile.
         """
+        verb, goal = _TRANSITIONS[transition]
+        before = self.state(node, timeout)
+        client = self._client(ChangeState, f"{node}/change_state", timeout)
         request = ChangeState.Request(transition=Transition(id=transition))
-        answer = self.call(ChangeState, f"{node}/change_state", request, timeout)
-        if not answer.success:
+        futures = [client.call_async(request)]
+        end = time.monotonic() + timeout
+        while not self._answered(futures, min(PATIENCE, end - time.monotonic())):
+            state = self.state(node, timeout)
+            if state == goal:
+                return
+            if time.monotonic() > end:
+                raise GraphError(f"{node} did not {verb} in {timeout:g} s")
+            if state == before:
+                futures.append(client.call_async(request))
+        if not self._answer(client, futures).success:
             raise GraphError(
-                f"{node} failed to {_VERBS.get(transition, str(transition))}; its last words:\n"
-                + self._processes.last_words(node)
+                f"{node} failed to {verb}; its last words:\n" + self._processes.last_words(node)
             )
+
+    def _client(self, kind: type, name: str, timeout: float) -> Any:
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
+        self.wait(client.service_is_ready, timeout, f"service {name}")
+        return client
+
+    def _answered(self, futures: list[Any], timeout: float) -> bool:
+        try:
+            return self.wait(lambda: any(f.done() for f in futures), timeout, "answer")
+        except GraphError:
+            return False
+
+    @staticmethod
+    def _answer(client: Any, futures: list[Any]) -> Any:
+        for future in futures:
+            if not future.done():
+                client.remove_pending_request(future)
+        return next(future.result() for future in futures if future.done())
 
     def set_parameters(self, node: str, values: Mapping[str, Any], timeout: float = 10.0) -> None:
         """Set parameters, all or none.
@@ -151,14 +198,14 @@ class GraphClient:
             parameters=[Parameter(k, value=v).to_parameter_msg() for k, v in values.items()]
         )
         name = f"{node}/set_parameters_atomically"
-        answer = self.call(SetParametersAtomically, name, request, timeout)
+        answer = self.call(SetParametersAtomically, name, request, timeout, repeat=True)
         if not answer.result.successful:
             raise GraphError(f"{node} refused {dict(values)}: {answer.result.reason}")
 
     def get_parameters(self, node: str, names: list[str], timeout: float = 10.0) -> dict[str, Any]:
         """Parameters by name."""
         request = GetParameters.Request(names=names)
-        answer = self.call(GetParameters, f"{node}/get_parameters", request, timeout)
+        answer = self.call(GetParameters, f"{node}/get_parameters", request, timeout, repeat=True)
         return {n: parameter_value_to_python(v) for n, v in zip(names, answer.values, strict=True)}
 
     def close(self) -> None:
