@@ -1,9 +1,9 @@
 """What the search costs beside its models, and beside mctx: ratios within one run.
 
 The reference model: a latent of 128, an MLP of two layers of 512 for the dynamics and another for
-the value, 7-D actions, 256 simulations in waves of 32; torch on one thread. Needs nothing but torch; with the extra
-``mctx`` installed (``pip install mctx==0.0.71``) the same weights run through
-``mctx.muzero_policy`` as well. One JSON object a line.
+the value, 7-D actions, 256 simulations in waves of 32, torch on one thread. With the extra ``mctx``
+installed (``pip install mctx==0.0.71``) the same weights run through ``mctx.muzero_policy`` as
+well, on all the threads it likes. One JSON object a line.
 """
 
 from __future__ import annotations

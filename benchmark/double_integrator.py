@@ -1,7 +1,7 @@
 """A double integrator with a known optimum: the search's measure of regret.
 
 ``x'' = u`` in each of P axes, one action (an acceleration, m/s^2) per macro-step of :data:`DT`
-seconds. A plan of ``depth`` actions costs ``|x|^2 + |v|^2`` at its end plus ``EFFORT |u|^2`` per
+seconds. A plan of ``horizon`` actions costs ``|x|^2 + |v|^2`` at its end plus ``EFFORT |u|^2`` per
 action; its value is ``exp(-cost)``. The cost to go is quadratic, so that the optimum and the regret
 of any first action are known exactly (finite-horizon linear-quadratic regulator).
 """
@@ -46,17 +46,20 @@ class DoubleIntegrator:
     """One decision: a start, and a policy that does nothing.
 
     Args:
-        parameters: of the search; ``depth`` is the horizon.
+        parameters: of the search.
         axes: P.
         seed: of the start, and of the search.
+        horizon: actions that count; 0 is as many as the search imagines, ``depth``.
     """
 
     parameters: SearchParameters
     axes: int = 1
     seed: int = 0
+    horizon: int = 0
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
+        self.horizon = self.horizon or self.parameters.depth
         names = tuple(f"u{i}" for i in range(self.axes))
         spec = ActionSpec(Representation.JOINT_DELTA, names, "", DT)
         self.engine = Engine(self.parameters, 1, spec)
@@ -82,13 +85,13 @@ class DoubleIntegrator:
 
     def value_of(self, action: Floats) -> float:
         """``exp(-cost)`` of a first action (P,) that is followed by the best there is."""
-        cost = costs_to_go(self.parameters.depth - 1)[-1]
+        cost = costs_to_go(self.horizon - 1)[-1]
         after = self.start @ TRANSITION.T + action[:, None] * INPUT
         return float(np.exp(-EFFORT * action @ action - np.einsum("pi,ij,pj", after, cost, after)))
 
     def optimum(self) -> float:
         """The largest value there is."""
-        cost = costs_to_go(self.parameters.depth)[-1]
+        cost = costs_to_go(self.horizon)[-1]
         return float(np.exp(-np.einsum("pi,ij,pj", self.start, cost, self.start)))
 
     def _step(
