@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.priors.base import Actions, Candidates, Prior
@@ -70,7 +69,7 @@ class KdePrior(Prior):
             - size * (math.log(self._width) + 0.5 * math.log(2.0 * math.pi))
         )
         self._neighbours = neighbours
-        self._tree = cKDTree(self._points) if neighbours else None
+        self._last_near = (b"", np.zeros((0, 0), np.int64))
         gripper = self.spec.gripper
         command = data.actions[:, gripper.index] if gripper else np.ones(len(data.actions))
         self._open = self._is_open(command)
@@ -141,11 +140,19 @@ class KdePrior(Prior):
         return np.log(total) + top[..., 0] - math.log(kernels.shape[-2]) + self._constant
 
     def _near(self, reference: Actions) -> NDArray[np.int64] | None:
-        if self._tree is None:
+        """(B, neighbours) kernels nearest to each reference, in no order; None for all kernels.
+
+        Drawing and valuing ask for the same references in turn, so the last answer is kept.
+        """
+        if not self._neighbours:
             return None
-        points = self._data.whitened(reference.mean(axis=1))
-        _, near = self._tree.query(points, k=self._neighbours)
-        return np.asarray(near, dtype=np.int64).reshape(len(reference), self._neighbours)
+        key = reference.tobytes()
+        if self._last_near[0] != key:
+            points = self._data.whitened(reference.mean(axis=1))
+            distance = self._squares - 2.0 * (points @ self._points.T)
+            near = np.argpartition(distance, self._neighbours - 1, axis=1)[:, : self._neighbours]
+            self._last_near = (key, near)
+        return self._last_near[1]
 
     def _is_open(self, command: Floats) -> NDArray[np.bool_]:
         gripper = self.spec.gripper

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from vla_reasoner_ros import plugins
 from vla_reasoner_ros.errors import ConfigurationError
@@ -81,8 +80,11 @@ class MixturePrior(Prior):
 
     def log_density(self, actions: Actions, reference: Actions) -> NDArray[np.float64]:
         """See :class:`Prior`."""
-        parts = [part.log_density(actions, reference) for part in self._parts]
-        return logsumexp(np.stack(parts), axis=0, b=self._weights[:, None, None])
+        parts = np.stack([part.log_density(actions, reference) for part in self._parts])
+        top = parts.max(axis=0)
+        top = np.where(np.isfinite(top), top, 0.0)
+        with np.errstate(divide="ignore"):
+            return np.log(np.tensordot(self._weights, np.exp(parts - top), axes=1)) + top
 
     def shares(self, count: int) -> NDArray[np.int64]:
         """Candidates that each prior draws of ``count``."""
