@@ -38,7 +38,8 @@ MANAGED = {"autostart": False, "use_sim_time": True}
 LOCKSTEP = {
     "lockstep": True,
     "camera_rate": 2.5,
-    "real_time_factor": 0.0,
+    # As fast as possible would outrun the gripper's commands, which carry no stamp.
+    "real_time_factor": 4.0,
     "overview_width": PICTURE_SIZE[0],
     "overview_height": PICTURE_SIZE[1],
 }
@@ -49,6 +50,9 @@ CONTROL = {
     "watchdog.max_joint_state_age": 1.0,
     "chunk.max_clock_lead": 0.5,
     "motion.repeat_on_rejection": True,
+    "motion.lead_time": 0.0,
+    "motion.stop_lead_time": 0.0,
+    "motion.settle_time": 0.0,
 }
 
 

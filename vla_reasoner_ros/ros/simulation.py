@@ -61,7 +61,8 @@ def trajectory_from_message(message: JointTrajectory, offset_ns: int) -> Traject
     stamp_ns = to_nanoseconds(message.header.stamp)
     return TrajectoryMessage(
         joint_names=message.joint_names,
-        stamp_ns=stamp_ns - offset_ns if stamp_ns else 0,
+        # A stamp of zero means "now"; the start of an episode must not.
+        stamp_ns=(stamp_ns - offset_ns) or 1 if stamp_ns else 0,
         points=[
             TrajectoryPoint(
                 to_nanoseconds(point.time_from_start),
