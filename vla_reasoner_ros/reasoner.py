@@ -123,7 +123,10 @@ class Reasoner:
         self._interrupted.set()
 
     def warm_up(self, observation: Observation | None = None) -> None:
-        """Compile the kernels and, given an observation, run every model once; then forget it.
+        """Compile the kernels and, given an observation, decide on it twice; then forget it.
+
+        The first decision is slow in its own way; from the second the budget learns how long a wave
+        takes, so that the first deadline is kept as well.
 
         Args:
             observation: one like those to come.
@@ -134,11 +137,11 @@ class Reasoner:
         with self._lock:
             if self._engine is not None:
                 self._engine.compile()
-            if observation is not None:
-                statistics = self.decide(observation, deadline_s=math.inf).statistics
+            for seen in [] if observation is None else [observation, observation]:
+                self._wave_pace, self._finish_pace = Pace(), Pace()
+                statistics = self.decide(seen, deadline_s=math.inf).statistics
                 if statistics.status in (Status.POLICY, Status.HOLD):
                     raise ModelError(f"warm-up: {statistics.fallback_reason}")
-            self._wave_pace, self._finish_pace = Pace(), Pace()
             self.reset()
 
     def decide(
