@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from vla_reasoner_ros.training.report_card import (
     calibration_error,
     chance_above,
     choice,
+    closed_loop_measures,
     cluster_interval,
     dynamics_measures,
     judge,
@@ -100,6 +102,28 @@ def test_a_mark_that_is_missed_is_named_and_one_not_measured_is_not_judged():
     assert not judge({"rank_correlation": np.nan}, marks)["passed"]
 
 
+def test_a_world_model_does_not_pass_before_it_has_driven(tmp_path):
+    marks = ("rank_correlation", "closed_loop_low")
+    found = judge({"rank_correlation": 0.9}, marks)
+    assert not found["passed"]
+    assert found["failures"] == [
+        "lower 95 % bound of the success gained over the policy, in points: not measured"
+    ]
+    results = tmp_path / "results.json"
+    overall = {
+        "n": 120,
+        "success": {"policy": 0.5, "search_learned": 0.75},
+        "differences": {"search_learned": {"points": 25.0, "interval": [15.0, 34.0]}},
+    }
+    results.write_text(json.dumps({"overall": overall}))
+    measures = {"rank_correlation": 0.9} | closed_loop_measures(results)
+    assert measures["closed_loop_points"] == 25.0
+    assert judge(measures, marks)["passed"]
+    results.write_text("{}")
+    with pytest.raises(ConfigurationError, match="expected results of vla-reasoner evaluate"):
+        closed_loop_measures(results)
+
+
 @pytest.fixture(scope="module")
 def world():
     world = World()
@@ -109,7 +133,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def branches(world):
-    return record_scene(world, "red_on_plate", 65_001, 0.3, most=3)
+    return record_scene(world, "red_on_plate", 65_001, 0.3, 0.3, most=3)
 
 
 def as_latents(branches, encoded_root=None):
@@ -181,7 +205,7 @@ def test_the_recorded_outcome_is_what_the_actions_lead_to(world, branches):
 
 
 def test_a_scene_is_recorded_the_same_twice(world, branches):
-    again = record_scene(world, "red_on_plate", 65_001, 0.3, most=3)
+    again = record_scene(world, "red_on_plate", 65_001, 0.3, 0.3, most=3)
     assert np.array_equal(again.actions, branches.actions)
     assert np.array_equal(again.outcome_agent, branches.outcome_agent)
 

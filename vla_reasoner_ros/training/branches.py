@@ -43,6 +43,8 @@ ROTATION_SIGMA = 0.04
 """The same for its rotation, rad."""
 BOLD_TRANSLATION = 0.02
 """Typical translation per action of a bold move, m."""
+NEAR = 0.07
+"""Distance from the fingers to a block's centre at which a decision is about touching it, m."""
 FALLEN = 0.01
 """How far below the table's top an object is when it is off the table, m."""
 PILOT, EXPERT = 0, 1
@@ -250,7 +252,10 @@ def candidates(
     flips = rng.random(CANDIDATES) < GRIPPER_FLIP
     flips[[PILOT, EXPERT]] = False
     flips[bold] = rng.random(3) < 0.4
-    actions[flips, :, 6] = 1.0 - actions[flips, :, 6]
+    for candidate in np.flatnonzero(flips):
+        # The fingers may turn round in the middle, as they do in a grasp.
+        since = rng.integers(MACRO_STEPS)
+        actions[candidate, since:, 6] = 1.0 - actions[candidate, since:, 6]
     return actions
 
 
@@ -339,6 +344,7 @@ def record_scene(
     task: str,
     seed: int,
     share: float,
+    share_near: float,
     policy: Any = None,
     most: int = EPISODE_ACTIONS // MACRO_STEPS,
 ) -> Branches | None:
@@ -349,6 +355,8 @@ def record_scene(
         task: task name.
         seed: of scene, pilot and candidates.
         share: of the macro-actions that are branched.
+        share_near: the same while the fingers are within :data:`NEAR` of a block, where little
+            differences decide.
         policy: drives instead of the disturbed expert.
         most: decisions after which the episode is left.
 
@@ -362,7 +370,9 @@ def record_scene(
     decisions = []
     for _ in range(EPISODE_ACTIONS // MACRO_STEPS):
         actions = pilot.macro()
-        if rng.random() < share:
+        state = world.true_state()
+        gaps = [np.linalg.norm(state.tcp - place) for place in state.blocks.values()]
+        if rng.random() < (share_near if min(gaps) < NEAR else share):
             decisions.append(branch(world, actions, layout, rng))
         for action in actions:
             world.apply(action)
@@ -377,6 +387,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=int, default=420, help="scenes for training")
     parser.add_argument("--held-out", type=int, default=90, help="scenes for judging")
     parser.add_argument("--share", type=float, default=0.35, help="share of decisions branched")
+    parser.add_argument("--share-near", type=float, default=0.35, help="the same near a block")
     parser.add_argument("--policy", default="", help="registered policy that drives; empty: expert")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="added to the first scene's seed")
@@ -417,10 +428,10 @@ def _record(job: tuple[Path, str, int, argparse.Namespace]) -> None:
         name = arguments.policy
         _process["policy"] = plugins.create("policy", name) if name else None
     # A scene whose pilot was done before the first branch is tried again with more branches.
-    share = arguments.share
+    shares = arguments.share, arguments.share_near
     while True:
-        found = record_scene(_process["world"], task, seed, share, _process["policy"])
+        found = record_scene(_process["world"], task, seed, *shares, _process["policy"])
         if found is not None:
             break
-        share = 1.0
+        shares = 1.0, 1.0
     found.save(path)

@@ -44,10 +44,21 @@ MARKS: dict[str, tuple[str, float, str]] = {
     "gain_low": ("above", 0.0, "lower 95 % bound of the true gain over the pilot's own"),
     "monotonicity": ("at least", 0.8, "rank correlation of value and time on successes"),
     "success_over_failure": ("at least", 0.8, "chance that a success ends above a failure"),
+    "closed_loop_low": (
+        "above",
+        0.0,
+        "lower 95 % bound of the success gained over the policy, in points",
+    ),
     "object_error_ratio": ("below", 1.0, "error of moved objects against copying, every horizon"),
     "action_sensitivity": ("at least", 2.0, "arm error with another's actions against its own"),
 }
 """Measure to its pass mark; what a report does not measure is not judged."""
+REQUIRED = ("closed_loop_low",)
+"""Measures without which a model that has them among its marks does not pass.
+
+Ranking the candidates of recorded decisions is not enough for a world model: a search looks for
+what its model gets wrong in its favour. Only episodes show whether that happens.
+"""
 
 Float64 = NDArray[np.float64]
 
@@ -127,9 +138,11 @@ def judge(measures: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:
     """
     failures = []
     for name in marks:
-        if name not in measures:
-            continue
         relation, mark, meaning = MARKS[name]
+        if name not in measures:
+            if name in REQUIRED:
+                failures.append(f"{meaning}: not measured")
+            continue
         value = measures[name]
         ok = {"at least": value >= mark, "above": value > mark, "below": value < mark}[relation]
         if not ok:
@@ -251,6 +264,11 @@ def dynamics_measures(
         "action_sensitivity": float((other_error / arm_error).min()),
         "moved_object_error_m": moved_error,
         "copy_last_error_m": copy_error,
+        "closed_loop_low": (
+            "above",
+            0.0,
+            "lower 95 % bound of the success gained over the policy, in points",
+        ),
         "object_error_ratio": float(max(np.divide(moved_error, copy_error))),
         "drift_of_untouched_objects_m": [
             float(drift[:, :, h][~moved[:, :, h]].mean()) for h in by_horizon
@@ -281,10 +299,44 @@ def episode_measures(network: ProgressNetwork, episodes: list[EpisodeLatents]) -
     return measures
 
 
+def closed_loop_measures(path: Path, arm: str = "search_learned") -> dict[str, Any]:
+    """What episodes with the learned world model showed, from a file of ``vla-reasoner evaluate``.
+
+    Args:
+        path: its results, with the policy alone as the reference.
+        arm: the arm that searches with the learned world model.
+
+    Raises:
+        ConfigurationError: unreadable, or the arm was not compared with the policy.
+    """
+    try:
+        overall = json.loads(path.read_text(encoding="utf-8"))["overall"]
+        difference = overall["differences"][arm]
+        low, high = difference["interval"]
+        return {
+            "closed_loop_episodes": int(overall["n"]),
+            "closed_loop_policy": float(overall["success"]["policy"]),
+            "closed_loop_success": float(overall["success"][arm]),
+            "closed_loop_points": float(difference["points"]),
+            "closed_loop_low": float(low),
+            "closed_loop_high": float(high),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"closed loop {path}: expected results of vla-reasoner evaluate with the arms policy "
+            f"and {arm}: {error!r}"
+        ) from error
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--branches", type=Path, default=Path("data/branches/held_out"))
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
+    parser.add_argument(
+        "--closed-loop",
+        type=Path,
+        help="results of evaluate --arms policy,search_learned; needed for the world model to pass",
+    )
     parser.add_argument("--cache", type=Path, default=Path("data/latents"))
     parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
     parser.add_argument("--threads", type=int, default=1)
@@ -331,7 +383,15 @@ def run(arguments: argparse.Namespace) -> int:
         world_model = ranking_measures(
             values_of(network, imagined[:, :, 0], branches.sentence), branches, rng
         ) | dynamics_measures(encoder.layout, imagined, others, branches)
-        marks = ("rank_correlation", "gain_low", "object_error_ratio", "action_sensitivity")
+        if arguments.closed_loop is not None:
+            world_model |= closed_loop_measures(arguments.closed_loop)
+        marks = (
+            "rank_correlation",
+            "gain_low",
+            "object_error_ratio",
+            "action_sensitivity",
+            "closed_loop_low",
+        )
         card["world_models"]["latent"] = judge(world_model, marks)
     _print(card)
     text = json.dumps(_rounded(card), indent=2) + "\n"
