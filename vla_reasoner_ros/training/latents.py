@@ -70,10 +70,6 @@ class BranchLatents:
             **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
         )
 
-    def where(self, chosen: NDArray[np.bool_]) -> BranchLatents:
-        """The decisions for which ``chosen`` (D,) holds."""
-        return BranchLatents(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
-
 
 @dataclass(frozen=True)
 class EpisodeLatents:

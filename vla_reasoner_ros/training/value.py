@@ -32,7 +32,6 @@ from vla_reasoner_ros.training.latents import (
     load_episodes,
 )
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
-from vla_reasoner_ros.training.world_model import fold_name
 from vla_reasoner_ros.values.progress import MODEL_NAME, ProgressNetwork, ValueConfig
 from vla_reasoner_ros.weights import save_model
 from vla_reasoner_ros.world_models.encoder import Encoder
@@ -223,9 +222,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
     parser.add_argument("--labels", choices=["dense", "linear"], default="dense")
     parser.add_argument(
-        "--imagined",
-        action="store_true",
-        help="learn from imagined outcomes too; needs the world model and both its folds",
+        "--imagined", action="store_true", help="learn from the world model's outcomes too"
     )
     parser.add_argument("--cache", type=Path, default=Path("data/latents"))
     parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
@@ -301,11 +298,8 @@ def _groups(
         training.append(seen_groups(sides["train"]))
         held_out.append(seen_groups(sides["held_out"]))
         if arguments.imagined:
-            for fold in (0, 1):
-                dynamics, _ = load_dynamics(folder, encoder, fold_name(fold))
-                unseen = sides["train"].where(sides["train"].scene % 2 == fold)
-                training.append(imagined_groups(unseen, dynamics))
             dynamics, card = load_dynamics(folder, encoder)
+            training.append(imagined_groups(sides["train"], dynamics))
             held_out.append(imagined_groups(sides["held_out"], dynamics))
             data["world_model"] = card["tensors_sha256"]
     elif not arguments.episodes:

@@ -41,8 +41,6 @@ from vla_reasoner_ros.world_models.latent import (
 
 MOVED = 0.002
 """A displacement in one macro-action from which an object counts as moved, m."""
-NEAR_MISS = 0.035
-"""Distance of a block from the fingers at which it is held or nearly so, m."""
 TOUCHED_WEIGHT = 6.0
 """How much more the position of a moved object counts than that of one that stays."""
 
@@ -159,13 +157,7 @@ def _step_terms(
         contact_logits, moved.expand_as(contact_logits), pos_weight=torch.tensor(2.0)
     )
     held, is_held = pair("block_held")
-    # Grasps and releases are rare and decide tasks; so do near misses.
-    was_held = layout.get(before, "block_held")
-    close = (truth - layout.get(after, "ee_position")[..., None, :]).norm(dim=-1)[..., :blocks]
-    rare = 1.0 + 4.0 * (is_held != was_held) + 3.0 * (close < NEAR_MISS)
-    grasp = functional.binary_cross_entropy(
-        held.clamp(1e-4, 1.0 - 1e-4), is_held.expand_as(held), weight=rare.expand_as(held)
-    )
+    grasp = functional.binary_cross_entropy(held.clamp(1e-5, 1.0 - 1e-5), is_held.expand_as(held))
     touched = moved[..., :blocks]
     yaw, true_yaw = pair("block_yaw")
     up, true_up = pair("object_up")
@@ -192,24 +184,12 @@ def _step_terms(
     }
 
 
-def fold_name(fold: int) -> str:
-    """The file of the dynamics that never saw one half of the scenes."""
-    return f"{MODEL_NAME}_without_{fold}"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--branches", type=Path, default=Path("data/branches"))
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
     parser.add_argument("--cache", type=Path, default=Path("data/latents"))
     parser.add_argument("--models", type=Path, help="folder of encoder and result; the shipped")
-    parser.add_argument(
-        "--fold",
-        type=int,
-        choices=[0, 1],
-        help="leave out the scenes of this half and name the result after it; the value then "
-        "learns from outcomes imagined by a model that never saw them",
-    )
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -225,12 +205,9 @@ def run(arguments: argparse.Namespace) -> int:
         side: load_branches(arguments.branches / side, encoder, arguments.cache)
         for side in ("train", "held_out")
     }
-    learned = sides["train"]
-    if arguments.fold is not None:
-        learned = learned.where(learned.scene % 2 != arguments.fold)
-    training = [from_branches(learned)]
+    training = [from_branches(sides["train"])]
     horizons = training[0].actions.shape[1]
-    data = {"decisions": len(learned), "scenes": len(np.unique(learned.scene))}
+    data = {"decisions": len(sides["train"]), "scenes": len(np.unique(sides["train"].scene))}
     if arguments.episodes:
         seen, _ = EpisodeSet.open(*arguments.episodes).split(0.1)
         training.append(from_episodes(load_episodes(seen, encoder, arguments.cache), horizons))
@@ -259,7 +236,7 @@ def run(arguments: argparse.Namespace) -> int:
         identity=data | {"encoder": encoder.fingerprint, "architecture": config.to_card()},
     )
     save_model(
-        folder / (MODEL_NAME if arguments.fold is None else fold_name(arguments.fold)),
+        folder / MODEL_NAME,
         network.state_dict(),
         {
             "kind": MODEL_NAME,
