@@ -1,5 +1,8 @@
 """A simulated Franka with cameras, planner with search, and arm controller.
 
+The search imagines with the true simulator, and simulated time stops while it thinks;
+``world_model:=latent lockstep:=false`` is what a robot would have.
+
 Example: ``ros2 launch vla_reasoner_ros sim.launch.py task:=lift_green seed:=3``
 """
 
@@ -42,7 +45,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *bringup.common_arguments(use_sim_time="true"),
-            *bringup.planner_arguments(policy="small_vla", world_model="auto"),
+            *bringup.planner_arguments(policy="small_vla", world_model="simulator"),
             bringup.argument("task", "lift_green", "Task of the first episode.", list(TASKS)),
             bringup.argument("seed", "0", "Seed of the first episode."),
             bringup.argument(
@@ -53,7 +56,7 @@ def generate_launch_description() -> LaunchDescription:
             bringup.argument("real_time_factor", "1.0", "Simulated seconds per second at most."),
             bringup.argument(
                 "lockstep",
-                "false",
+                "true",
                 "Stop the simulated time while the planner thinks.",
                 bringup.TRUTH,
             ),
