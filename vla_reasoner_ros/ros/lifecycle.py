@@ -348,8 +348,11 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
         try:
             executor.spin()
         except Exception as error:
-            failures.append(error)
-            node.get_logger().fatal(f"a callback failed:\n{traceback.format_exc()}")
+            if stop.is_set():  # it met what was being taken down
+                node.get_logger().warning(f"while ending: {traceback.format_exc()}")
+            else:
+                failures.append(error)
+                node.get_logger().fatal(f"a callback failed:\n{traceback.format_exc()}")
         finally:
             stop.set()
 
