@@ -128,9 +128,10 @@ def finish(records: Sequence[EpisodeRecord], arguments: argparse.Namespace) -> N
 def main(words: Sequence[str] | None = None) -> int:
     """Run the demonstration; the exit code is 0 only when everything ran to its end."""
     arguments = parse(words)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with ProcessGraph(arguments.out / "log") as graph:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, graph.interrupt)
             for name, parameters in (
                 (SIMULATOR, {"autostart": False, **LOCKSTEP}),
                 (CAMERA, MANAGED),

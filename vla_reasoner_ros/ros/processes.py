@@ -109,6 +109,7 @@ class ProcessGraph:
         self._lease = DomainLease() if domain_id is None else None
         self.domain_id = self._lease.domain_id if self._lease else int(domain_id or 0)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._interrupted = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -150,12 +151,26 @@ class ProcessGraph:
         """The process id."""
         return self._processes[name].pid
 
+    def interrupt(self, *_: object) -> None:
+        """Signal handler: end what runs now.
+
+        Code that was called from C can lose the exception, so :meth:`check` raises it again.
+
+        Raises:
+            KeyboardInterrupt: always.
+        """
+        self._interrupted = True
+        raise KeyboardInterrupt
+
     def check(self) -> None:
-        """See that every process lives.
+        """See that every process lives and nobody interrupted.
 
         Raises:
             ProcessDiedError: one has ended.
+            KeyboardInterrupt: :meth:`interrupt` was called.
         """
+        if self._interrupted:
+            raise KeyboardInterrupt
         for name, process in self._processes.items():
             code = process.poll()
             if code is not None:
