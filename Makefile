@@ -24,8 +24,9 @@ bench: setup ## the benchmarks, one JSON object a line
 lint: setup ## format, style and types
 	@$(ENVIRONMENT) ruff check . && ruff format --check . && mypy
 
-fuzz: setup ## the property tests with many more examples
-	@$(ENVIRONMENT) HYPOTHESIS_PROFILE=fuzz exec python -m pytest -m hypothesis $(ARGS)
+fuzz: setup ## property tests with many more examples, then 1e6 hostile chunks
+	@$(ENVIRONMENT) HYPOTHESIS_PROFILE=fuzz python -m pytest -m hypothesis && \
+	exec python benchmark/fuzz_control.py 1000000 $(ARGS)
 
 clean: ## removes what set-up, build and runs made; recordings and models stay
 	rm -rf .venv build install log out .pytest_cache .mypy_cache .ruff_cache .hypothesis
