@@ -40,7 +40,7 @@ class ArmControllerParameters(ControlParameters, BaseParameters):
 
     status_period: float = parameter(
         0.1,
-        "Time between two messages on ~/status.",
+        "Longest time between two messages on ~/status; each chunk is answered there at once too.",
         unit="s",
         minimum=0.01,
         maximum=10.0,
@@ -123,6 +123,8 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
             if self.parameters.motion.repeat_on_rejection:
                 self._publish(self._executor.repeat(now_ns))
             raise
+        finally:
+            self._publish_status()
 
     def _joints_came(self, message: JointState) -> None:
         names = self._executor.robot.joint_names
