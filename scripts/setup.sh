@@ -62,7 +62,7 @@ environment_hash() {
 }
 
 build_hash() { # contents of what is compiled, names of what is linked
-  { environment_hash; cat CMakeLists.txt cmake/* package.xml setup.cfg msg/* srv/*
+  { environment_hash; cat CMakeLists.txt cmake/* package.xml setup.cfg action/* msg/* srv/*
     find vla_reasoner_ros config launch resource -type f -not -path '*/__pycache__/*' 2>/dev/null |
       LC_ALL=C sort
   } | sha256sum
