@@ -30,6 +30,7 @@ FROM_PIP = {
     "mujoco",
     "numba",
     "pinocchio",
+    "pyarrow",
     "rosbags",
     "ruckig",
     "safetensors",

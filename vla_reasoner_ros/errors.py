@@ -29,6 +29,10 @@ class EpisodeError(VlaReasonerError, ValueError):
     """A recorded episode, or a set of them, is unusable: missing, corrupt, mixed or not finite."""
 
 
+class BagError(VlaReasonerError, ValueError):
+    """A recorded bag, or what is asked of it, is unusable: no bag, no such topic, another type."""
+
+
 class KinematicsError(VlaReasonerError, ValueError):
     """A pose that the arm cannot reach within the tolerance asked for."""
 
