@@ -8,7 +8,7 @@ of any first action are known exactly (finite-horizon linear-quadratic regulator
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,7 @@ class DoubleIntegrator:
     """One decision: a start, and a policy that does nothing.
 
     Args:
-        parameters: of the search.
+        parameters: of the search; alpha is taken as 0, for what is searched is what is done.
         axes: P.
         seed: of the start, and of the search.
         horizon: actions that count; 0 is as many as the search imagines, ``depth``.
@@ -59,6 +59,7 @@ class DoubleIntegrator:
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
+        self.parameters = replace(self.parameters, alpha=0.0)
         self.horizon = self.horizon or self.parameters.depth
         names = tuple(f"u{i}" for i in range(self.axes))
         spec = ActionSpec(Representation.JOINT_DELTA, names, "", DT)

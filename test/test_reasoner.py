@@ -123,8 +123,8 @@ def drive(agent, decisions=6):
 
 
 def test_searching_comes_nearer_to_the_goal_than_the_policy():
-    decision, position = drive(reasoner(simulations=128, alpha=0.2), 4)[-1]
-    alone = drive(reasoner(simulations=0), 4)[-1][1]
+    decision, position = drive(reasoner(simulations=128, alpha=0.6), 6)[-1]
+    alone = drive(reasoner(simulations=0), 6)[-1][1]
     assert np.linalg.norm(position - GOAL) < 0.05
     assert np.linalg.norm(position - GOAL) < 0.5 * np.linalg.norm(alone - GOAL)
     statistics = decision.statistics
@@ -173,12 +173,45 @@ def test_the_source_of_the_chunk_is_stated():
 
 
 def test_in_the_shadow_the_search_thinks_and_the_policy_drives():
-    for decision, _ in drive(reasoner(shadow=True, alpha=1.0), 3):
+    for decision, _ in drive(reasoner(shadow=True), 3):
         assert decision.chunk.actions.tobytes() == decision.policy_chunk.actions.tobytes()
         assert decision.statistics.status is Status.OK
         assert decision.statistics.chosen_id != 0
         assert decision.statistics.margin > 0.0
         assert not decision.statistics.deviated
+
+
+def test_in_the_shadow_of_a_plain_policy_only_a_blend_at_the_decision_leaves_anything_to_find():
+    found = {
+        place: drive(reasoner(shadow=True, alpha=1.0, blend_at=place), 1)[0][0].statistics
+        for place in ("candidates", "decision")
+    }
+    assert found["candidates"].status is Status.SKIPPED
+    assert found["decision"].chosen_id != 0
+
+
+@pytest.mark.parametrize("method", ["tree", "best_of_n", "shooting", "cem", "mppi"])
+@pytest.mark.parametrize("rule", ["winner", "policy", "nearest"])
+def test_what_is_scored_is_what_is_executed(method, rule):
+    world_model, value = Point(), Nearness()
+    values = {"method": method, "gripper_rule": rule, "depth": 2, "executed": HORIZON}
+    agent = reasoner(world_model=world_model, value=value, alpha=0.6, simulations=200, **values)
+    deviated = 0
+    for decision, _ in drive(agent, 4):
+        line = decision.chunk.actions.astype(np.float32)
+        if not decision.statistics.deviated:
+            continue
+        deviated += 1
+        tree = decision.tree
+        candidates = np.flatnonzero(tree.parents == 0)
+        first = [n for n in candidates if (tree.actions[n] == line[:MACRO]).all()]
+        assert len(first) == 1
+        assert tree.values[first[0]] == pytest.approx(decision.statistics.chosen_value)
+        below = np.flatnonzero(tree.parents == first[0])
+        assert any((tree.actions[n] == line[MACRO:]).all() for n in below)
+        if rule == "policy":
+            np.testing.assert_array_equal(line[:, 6], decision.policy_chunk.actions[:, 6])
+    assert deviated > 0
 
 
 def test_without_models_the_policy_drives_and_the_statistics_say_so():

@@ -53,6 +53,7 @@ def solved(process, depth, **values):
     values = {
         "depth": depth,
         "simulations": 2000,
+        "alpha": 0.0,
         "samples": 3,
         "branching": 3,
         "widening.enabled": False,

@@ -93,6 +93,8 @@ VARIANTS = {
     "one by one": {"widening.enabled": True, "widening.batch": 1, "branching": 30},
     "shallow": {"depth": 1},
     "no pessimism": {"pessimism": 0.0},
+    "as drawn": {"blend_at": "decision"},
+    "blended more": {"alpha": 0.9, "widening.enabled": True, "branching": 30, "rollout": True},
 }
 
 

@@ -119,6 +119,8 @@ class Textbook:
             kept = [0, *(1 + nearest)]
         else:
             kept = list(range(len(actions)))
+        if self.p.blend_at == "candidates":
+            actions[1:] = self.p.alpha * center + (1.0 - self.p.alpha) * actions[1:]
         density = answer.log_density[0, kept]
         priors = weight * np.exp((density - density.max()) / self.p.prior_temperature)
         for index, (i, prior) in enumerate(zip(kept, priors, strict=True)):

@@ -356,10 +356,12 @@ class Reasoner:
         if not choice.deviates or parameters.shadow:
             return own
         plan = line_from(engine, choice.winner, parameters.executed)[: own.steps]
-        rule = parameters.gripper_rule
+        alpha, rule = parameters.alpha, parameters.gripper_rule
+        if parameters.blend_at == "candidates":  # What was imagined is blended already.
+            alpha, rule = 0.0, "winner"
         chunk = replace(
             own,
-            actions=blend(own.spec, own.actions, plan, parameters.alpha, rule),
+            actions=blend(own.spec, own.actions, plan, alpha, rule),
             source=ChunkSource.SEARCH if parameters.alpha == 0.0 else ChunkSource.BLEND,
             confidence=choice.confidence,
         )
@@ -381,7 +383,8 @@ class Reasoner:
         if searched and statistics.root_visits > 1:
             tree = engine.tree
             node = int(tree.edges["child"][edges_of(tree, 0)[statistics.executed_id]])
-        if node is not None and chunk.consumed == 0 and chunk.source is not ChunkSource.BLEND:
+        blended = chunk.source is ChunkSource.BLEND and self._parameters.blend_at == "decision"
+        if node is not None and chunk.consumed == 0 and not blended:
             slot = node
         elif self._parameters.drift.threshold > 0.0:
             actions = commanded(self._last_chunk, chunk, engine.macro_steps)

@@ -1,4 +1,4 @@
-"""Unit quaternions x y z w (..., 4) and rotation vectors (..., 3) in rad, for blending actions."""
+"""Unit quaternions x y z w (..., 4) and rotation vectors (..., 3) in rad, of actions."""
 
 from __future__ import annotations
 
@@ -24,29 +24,6 @@ def to_rotation_vector(quaternion: Floats) -> Floats:
     sine = np.linalg.norm(quaternion[..., :3], axis=-1, keepdims=True)
     angle = 2.0 * np.arctan2(sine, quaternion[..., 3:])
     return quaternion[..., :3] * np.where(sine > SMALL, angle / np.maximum(sine, SMALL), 2.0)
-
-
-def slerp(start: Floats, end: Floats, fraction: float) -> Floats:
-    """Along the shorter great arc from ``start`` (fraction 0) to ``end`` (1); unit quaternions.
-
-    Shoemake, "Animating rotation with quaternion curves" (1985).
-    """
-    start = start / np.linalg.norm(start, axis=-1, keepdims=True)
-    end = end / np.linalg.norm(end, axis=-1, keepdims=True)
-    cosine = np.sum(start * end, axis=-1, keepdims=True)
-    end = np.where(cosine < 0.0, -end, end)
-    # The angle from the chord: exact for small angles, where the cosine is not.
-    angle = 2.0 * np.arctan2(
-        np.linalg.norm(end - start, axis=-1, keepdims=True),
-        np.linalg.norm(end + start, axis=-1, keepdims=True),
-    )
-    sine = np.sin(angle)
-    near = sine < SMALL
-    safe = np.where(near, 1.0, sine)
-    first = np.where(near, 1.0 - fraction, np.sin((1.0 - fraction) * angle) / safe)
-    second = np.where(near, fraction, np.sin(fraction * angle) / safe)
-    blended = first * start + second * end
-    return blended / np.linalg.norm(blended, axis=-1, keepdims=True)
 
 
 def with_unit_quaternions(spec: ActionSpec, actions: Floats) -> Floats:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.rotations import with_unit_quaternions
 from vla_reasoner_ros.search.base import Models, proposed
+from vla_reasoner_ros.search.blend import Blender
 from vla_reasoner_ros.types import ActionSpec
 
 Floats = NDArray[np.float64]
@@ -24,14 +25,23 @@ class CandidateSource:
         macro_steps: actions on an edge, M.
         spec: what the D numbers of an action mean. Nearness is measured in the motion alone: a
             gripper's flip is not a distance.
+        blender: blends what was drawn into what it was drawn around; None leaves it as drawn.
 
     Attributes:
         origins: names of who drew candidates; the tree holds places in this list.
         motion: (M * D,) whether a number of a macro-action moves the arm.
     """
 
-    def __init__(self, samples: int, branching: int, macro_steps: int, spec: ActionSpec) -> None:
+    def __init__(
+        self,
+        samples: int,
+        branching: int,
+        macro_steps: int,
+        spec: ActionSpec,
+        blender: Blender | None = None,
+    ) -> None:
         self.origins = [POLICY]
+        self._blender = blender
         self._samples, self._branching = samples, branching
         self._spec = spec
         self._shape = (macro_steps, spec.dimensions)
@@ -55,6 +65,20 @@ class CandidateSource:
         """Macro-actions (..., M * D) whose orientations are unit quaternions again."""
         split = actions.reshape(*actions.shape[:-1], *self._shape)
         return with_unit_quaternions(self._spec, split).reshape(actions.shape)
+
+    def blended(self, reference: Floats, actions: Floats) -> Floats:
+        """What would be executed, where blending comes before imagining; else ``actions``.
+
+        Args:
+            reference: (B, L) the policy's own actions, L a multiple of D.
+            actions: (B, C, L).
+        """
+        if self._blender is None:
+            return actions
+        size = self._shape[1]
+        plan = np.ascontiguousarray(actions).reshape(*actions.shape[:2], -1, size)
+        own = np.ascontiguousarray(reference).reshape(len(reference), -1, size)
+        return self._blender(own, plan).reshape(actions.shape)
 
     def ask(
         self, models: Models, reference: Floats, count: int, rng: np.random.Generator
@@ -85,7 +109,8 @@ class CandidateSource:
             rng: the only source of randomness.
 
         Returns:
-            Actions (B, 1 + branching, M * D), log densities and origins (B, 1 + branching).
+            Actions (B, 1 + branching, M * D) as they would be executed, log densities as they were
+            drawn, and origins (B, 1 + branching).
 
         Raises:
             ModelError: as :meth:`ask`.
@@ -102,7 +127,7 @@ class CandidateSource:
             actions = np.take_along_axis(actions, kept[:, :, None], 1)
             log_density = np.take_along_axis(log_density, kept, 1)
             origins = np.take_along_axis(origins, kept, 1)
-        return actions, log_density, origins
+        return self.blended(reference, actions), log_density, origins
 
 
 @numba.njit(cache=True)

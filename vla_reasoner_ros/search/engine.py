@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.search import rivals
 from vla_reasoner_ros.search.base import Models, Proposals, doubted, evaluated
+from vla_reasoner_ros.search.blend import Blender
 from vla_reasoner_ros.search.budget import Budget, Stop
 from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
 from vla_reasoner_ros.search.gate import Verdict, ask
@@ -87,6 +88,9 @@ class Engine:
             min(parameters.branching, parameters.drawn),
             macro_steps,
             spec,
+            Blender(spec, parameters.alpha, parameters.gripper_rule)
+            if parameters.blend_at == "candidates"
+            else None,
         )
         self.capacity = 1 + parameters.simulations * (2 if parameters.reuse else 1)
         if parameters.method == "tree":

@@ -264,6 +264,12 @@ class SearchParameters:
         minimum=0.0,
         maximum=1.0,
     )
+    blend_at: str = parameter(
+        "candidates",
+        "Where alpha is applied: to the candidates before they are imagined, so that what is "
+        "scored is what would be executed, or to the winner at the decision (the paper).",
+        choices=("candidates", "decision"),
+    )
     gripper_rule: str = parameter(
         "winner",
         "Whose command a binary gripper gets: the winner's, the policy's, or the one nearest to "
@@ -335,7 +341,8 @@ class SearchParameters:
     @property
     def enabled(self) -> bool:
         """Whether there is anything to search for: a budget, and a share for the winner."""
-        return self.simulations > 0 and (self.alpha < 1.0 or self.shadow)
+        differs = self.alpha < 1.0 or (self.shadow and self.blend_at == "decision")
+        return self.simulations > 0 and differs
 
     def require_chunk(self, horizon: int, macro_steps: int) -> None:
         """Check against the policy's chunk and the world model's macro-action.

@@ -94,7 +94,7 @@ class Rollouts:
         return drawn, origins
 
     def score(self, sequences: Floats, origins: tuple[str, ...]) -> Floats:
-        """Imagine sequences (C, d, A) in waves and value where they end.
+        """Imagine sequences (C, d, A), as they would be executed, in waves; value where they end.
 
         Returns:
             (C',) values of the sequences that there was budget for, -inf for one that was cut off.
@@ -102,6 +102,9 @@ class Rollouts:
         depth, wave = self.parameters.depth, self.parameters.wave
         scores: list[float] = []
         identifiers = self.source.identify(origins)
+        own = self.policy_sequence().reshape(1, -1)
+        flat = sequences.reshape(1, len(sequences), -1)
+        sequences = self.source.blended(own, flat).reshape(sequences.shape)
         while len(scores) < len(sequences):
             group = slice(len(scores), min(len(scores) + wave, len(sequences)))
             allowed = self._budget.begin_wave((group.stop - group.start) * depth) // depth
