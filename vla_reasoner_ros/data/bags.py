@@ -465,7 +465,7 @@ class BagWriter:
         compress: compress by chunks (MCAP only), which costs time and keeps images as they are.
         split_bytes: begin another file when this many bytes have been written; 0 is never.
         custom: texts to keep with the bag.
-        append: go on with a bag that is there; a file that was not finished is taken away.
+        keep: go on with a bag that is there and keep its first so many files; None begins one.
 
     Attributes:
         written: bytes of the messages so far, uncompressed.
@@ -482,7 +482,7 @@ class BagWriter:
         compress: bool = False,
         split_bytes: int = 0,
         custom: Mapping[str, str] | None = None,
-        append: bool = False,
+        keep: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.written = 0
@@ -493,14 +493,14 @@ class BagWriter:
         self._custom = dict(custom or {})
         self._parts: list[dict[str, Any]] = []
         self._topics: dict[str, tuple[str, bool, tuple[str, str] | None]] = {}
-        if self.path.exists() and not append:
+        if self.path.exists() and keep is None:
             raise BagError(f"bag {self.path}: exists already")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BagError(f"bag {self.path}: {error.strerror}") from error
-        if append:
-            self._resume()
+        if keep is not None:
+            self._resume(keep)
         self._begin()
 
     def __enter__(self) -> BagWriter:
@@ -616,20 +616,33 @@ class BagWriter:
         text = yaml.safe_dump({INFORMATION: merged}, sort_keys=False)
         write_atomically(self.path / METADATA, text.encode())
 
-    def _resume(self) -> None:
+    def _resume(self, keep: int) -> None:
         metadata = self.path / METADATA
         if not metadata.is_file():
             return
         information = yaml.safe_load(metadata.read_text(encoding="utf-8"))[INFORMATION]
         self._custom = dict(information.get("custom_data") or {}) | self._custom
-        for file in information["files"]:
-            part = dict(information, relative_file_paths=[file["path"]], files=[file])
-            if self._parts:  # the counts of all files stand with the first
-                part["topics_with_message_count"] = [
-                    dict(topic, message_count=0) for topic in part["topics_with_message_count"]
-                ]
-            part |= {n: file[n] for n in ("starting_time", "duration", "message_count")}
-            self._parts.append(part)
+        for file in information["files"][keep:]:
+            (self.path / file["path"]).unlink(missing_ok=True)
+        for file in information["files"][:keep]:
+            with Reader(self.path / file["path"]) as reader:
+                counts = {c.topic: c.msgcount for c in reader.connections}
+            topics = [
+                dict(topic, message_count=counts.get(topic["topic_metadata"]["name"], 0))
+                for topic in information["topics_with_message_count"]
+            ]
+            own = {n: file[n] for n in ("starting_time", "duration", "message_count")}
+            self._parts.append(
+                dict(
+                    information,
+                    relative_file_paths=[file["path"]],
+                    files=[file],
+                    topics_with_message_count=topics,
+                )
+                | own
+            )
+        if self._parts:
+            self._write_metadata()
 
 
 def merge_metadata(parts: list[dict[str, Any]]) -> dict[str, Any]:
