@@ -15,6 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from vla_reasoner_ros.control.executor import ControllerState, ExecutorStatus
 from vla_reasoner_ros.control.trajectory import JointTrajectory
+from vla_reasoner_ros.data import messages
 from vla_reasoner_ros.data.images import ENCODINGS, decode_image, resize
 from vla_reasoner_ros.data.joints import JointLayout
 from vla_reasoner_ros.errors import (
@@ -421,7 +422,7 @@ def test_statistics_survive_the_way_there_and_back():
         candidate_origins=["policy", "kde"],
         drift=0.25,
     )
-    received = reports.statistics_from_message(reports.statistics_to_message(sent, STAMP))
+    received = messages.statistics_from_message(reports.statistics_to_message(sent, STAMP))
     assert received == sent
 
 
@@ -438,7 +439,7 @@ def test_a_tree_survives_the_way_there_and_back_but_for_its_states():
         slots=np.arange(3),
         ee_positions=RNG.normal(size=(3, 3)),
     )
-    received = reports.tree_from_message(reports.tree_to_message(sent, STAMP, 4, STAMP))
+    received = messages.tree_from_message(reports.tree_to_message(sent, STAMP, 4, STAMP))
     equal(dataclasses.replace(sent, slots=np.full(3, -1)), received)
 
 

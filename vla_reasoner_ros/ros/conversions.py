@@ -1,6 +1,7 @@
 """Messages to the dataclasses of the core and back.
 
-Whatever a message says wrongly becomes a named error here; the dataclasses check the rest.
+Whatever a message says wrongly becomes a named error here; the dataclasses check the rest. What
+bags need too is in :mod:`vla_reasoner_ros.data.messages`, without ROS.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from trajectory_msgs.msg import JointTrajectoryPoint
 from vla_reasoner_ros.control.executor import ControllerState, ExecutorStatus
 from vla_reasoner_ros.control.trajectory import JointTrajectory
 from vla_reasoner_ros.data.images import ENCODINGS, decode_compressed, decode_image, encode_jpeg
-from vla_reasoner_ros.errors import (
-    ActionChunkError,
-    ConfigurationError,
-    ObservationError,
-    TrajectoryError,
-)
+from vla_reasoner_ros.data.messages import SOURCES
+from vla_reasoner_ros.data.messages import chunk_from_message as chunk_from_message
+from vla_reasoner_ros.data.messages import observation_from_message as observation_from_message
+from vla_reasoner_ros.errors import ObservationError, TrajectoryError
 from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
 from vla_reasoner_ros.msg import ControllerStatus as ControllerStatusMessage
 from vla_reasoner_ros.msg import Observation as ObservationMessage
@@ -35,19 +34,10 @@ from vla_reasoner_ros.ros.clock import NANOSECONDS, to_nanoseconds, to_stamp
 from vla_reasoner_ros.ros.fields import fill, read
 from vla_reasoner_ros.types import (
     ActionChunk,
-    ActionSpec,
-    ChunkSource,
     FloatArray,
-    GripperSpec,
     Observation,
 )
 
-_SOURCES = {
-    ChunkSource.SEARCH: ActionChunkMessage.SOURCE_SEARCH,
-    ChunkSource.BLEND: ActionChunkMessage.SOURCE_BLEND,
-    ChunkSource.POLICY: ActionChunkMessage.SOURCE_POLICY,
-    ChunkSource.HOLD: ActionChunkMessage.SOURCE_HOLD,
-}
 _CDR_LITTLE_ENDIAN = 1
 _IMAGE_TYPES = {"image": Image, "compressed": CompressedImage}
 
@@ -192,47 +182,6 @@ def observation_to_message(observation: Observation) -> ObservationMessage:
     )
 
 
-def observation_from_message(
-    message: ObservationMessage, simulator_state: FloatArray | None = None
-) -> Observation:
-    """The observation of a message.
-
-    Args:
-        message: the message.
-        simulator_state: the simulator's full state at the same stamp, where one is known.
-
-    Raises:
-        ObservationError: parallel arrays differ in length, or a part is unusable.
-    """
-    _require_parallel(message.image_names, message.images, "image_names", "images")
-    _require_parallel(message.stream_names, message.stream_ages, "stream_names", "stream_ages")
-    position, quaternion = pose_from_message(message.ee_pose)
-    return Observation(
-        stamp_ns=to_nanoseconds(message.header.stamp),
-        images={
-            name: decode_image(image, f"observation image {name}")
-            for name, image in zip(message.image_names, message.images, strict=True)
-        },
-        joint_names=tuple(message.joint_state.name),
-        joint_positions=np.array(message.joint_state.position),
-        joint_velocities=np.array(message.joint_state.velocity),
-        ee_position=position,
-        ee_quaternion=quaternion,
-        ee_frame=message.header.frame_id,
-        gripper=message.gripper,
-        instruction=message.instruction,
-        ages=dict(zip(message.stream_names, message.stream_ages, strict=True)),
-        simulator_state=simulator_state,
-    )
-
-
-def _require_parallel(first: Any, second: Any, first_name: str, second_name: str) -> None:
-    if len(first) != len(second):
-        raise ObservationError(
-            f"observation: {len(first)} {first_name} for {len(second)} {second_name}"
-        )
-
-
 def pose_to_message(position: FloatArray, quaternion: FloatArray) -> Pose:
     """A pose from a position (3,), m, and a quaternion (4,), x y z w."""
     x, y, z = (float(value) for value in position)
@@ -264,7 +213,7 @@ def chunk_to_message(chunk: ActionChunk, stamp_ns: int) -> ActionChunkMessage:
         actions=chunk.actions.ravel().tolist(),
         gripper_index=-1,
         consumed=chunk.consumed,
-        source=_SOURCES[chunk.source],
+        source=SOURCES[chunk.source],
         confidence=float(chunk.confidence),
     )
     if gripper is not None:
@@ -273,58 +222,6 @@ def chunk_to_message(chunk: ActionChunk, stamp_ns: int) -> ActionChunkMessage:
         message.gripper_closed = float(gripper.closed)
         message.gripper_binary = gripper.binary
     return message
-
-
-def chunk_from_message(message: ActionChunkMessage) -> ActionChunk:
-    """The chunk of a message.
-
-    Raises:
-        ActionChunkError: the numbers contradict one another, are not finite, or a word is unknown.
-    """
-    sources = {number: source for source, number in _SOURCES.items()}
-    if message.source not in sources:
-        raise ActionChunkError(
-            f"action chunk: source {message.source} is unknown; known are {sorted(sources)}"
-        )
-    if len(message.names) != message.dimensions:
-        raise ActionChunkError(
-            f"action chunk: {len(message.names)} names for {message.dimensions} dimensions"
-        )
-    if len(message.actions) != message.steps * message.dimensions:
-        raise ActionChunkError(
-            f"action chunk: {len(message.actions)} numbers, expected {message.steps} steps x "
-            f"{message.dimensions} dimensions"
-        )
-    try:
-        spec = ActionSpec(
-            representation=message.representation,
-            names=tuple(message.names),
-            frame=message.header.frame_id,
-            dt=message.dt,
-            gripper=_gripper(message),
-        )
-    except (ConfigurationError, ValueError) as error:
-        raise ActionChunkError(f"action chunk: {error}") from error
-    return ActionChunk(
-        spec=spec,
-        actions=np.array(message.actions).reshape(message.steps, message.dimensions),
-        observation_stamp_ns=to_nanoseconds(message.observation_stamp),
-        sequence=message.sequence,
-        source=sources[message.source],
-        consumed=message.consumed,
-        confidence=message.confidence,
-    )
-
-
-def _gripper(message: ActionChunkMessage) -> GripperSpec | None:
-    if message.gripper_index == -1:
-        return None
-    return GripperSpec(
-        index=message.gripper_index,
-        open=message.gripper_open,
-        closed=message.gripper_closed,
-        binary=message.gripper_binary,
-    )
 
 
 # Joint trajectories.
