@@ -6,6 +6,7 @@ values that :func:`vla_reasoner_ros.data.message_types.serialize` writes.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 from typing import Any
 
@@ -272,4 +273,4 @@ def tree_from_message(message: Any) -> TreeSnapshot:
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    return value.tolist() if isinstance(value, (np.ndarray, array.array)) else value
