@@ -13,6 +13,7 @@ import numpy as np
 
 from vla_reasoner_ros.policies.base import Policy, PolicySpec
 from vla_reasoner_ros.reasoner import Reasoner
+from vla_reasoner_ros.schedule import is_due
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.types import ActionSpec, Decision, FloatArray, Observation
 from vla_reasoner_ros.world_models.base import WorldModel
@@ -145,12 +146,8 @@ class Planner:
         return self._newest is not None and not self._paused and self._due(self._newest.stamp_ns)
 
     def _due(self, stamp_ns: int) -> bool:
-        if self._decided_ns is None or self._resetting:
-            return True
-        passed = stamp_ns - self._decided_ns
-        # A quarter of a step forgives cameras that do not run on the grid of the actions. What
-        # comes from before the last decision is a clock that jumped back: a new beginning.
-        return passed >= (self._executed - 0.25) * self._spec.dt * 1e9 or passed < 0
+        decided_ns = None if self._resetting else self._decided_ns
+        return is_due(stamp_ns, decided_ns, self._executed, self._spec.dt)
 
     def _decide(self, observation: Observation, resetting: bool) -> None:
         first = resetting or self._decided_ns is None or observation.stamp_ns < self._decided_ns
