@@ -129,9 +129,14 @@ class BagReader:
         self._stack.close()
 
     @property
+    def files(self) -> list[Path]:
+        """The files that are read, in their order."""
+        return [file.path for file in self._files]
+
+    @property
     def size(self) -> int:
         """Bytes of its files."""
-        return sum(file.path.stat().st_size for file in self._files)
+        return sum(path.stat().st_size for path in self.files)
 
     @property
     def count(self) -> int:

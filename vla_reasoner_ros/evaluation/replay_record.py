@@ -54,7 +54,7 @@ _FLOATS, _INTS, _TEXTS = pa.list_(pa.float64()), pa.list_(pa.int32()), pa.list_(
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "episode": (
         pa.int32(),
-        "counts the beginnings: 0, then one more after each jump back or reset",
+        "counts the beginnings, from 0: one more after each reset",
     ),
     "stamp_ns": (pa.int64(), "stamp of the observation decided on, ns; finds tree and pictures"),
     "time_s": (pa.float64(), "seconds since the first observation of the bag"),
@@ -109,6 +109,8 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "demonstrated_value": (pa.float64(), "value of that nearest candidate"),
     "demonstrated_distance": (pa.float64(), "to that candidate, in the prior's spread"),
     "policy_distance": (pa.float64(), "from the demonstrated to the policy's own, likewise"),
+    "winner_distance": (pa.float64(), "from the demonstrated to the search's winner, likewise"),
+    "candidates": (pa.int32(), "root candidates in the tree"),
     "live_source": (pa.string(), "source of the recorded live decision; null when there is none"),
     "live_ms": (pa.float64(), "time of the recorded live decision, ms"),
     "live_equal": (pa.bool_(), "the recorded live chunk has the same actions"),
