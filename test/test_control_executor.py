@@ -297,17 +297,75 @@ def test_a_bad_joint_state_is_refused(positions, velocities, message):
         rig.executor.measured(rig.now + MS, positions, velocities)
 
 
-def test_a_motion_that_was_planned_too_slowly_to_be_in_time_is_not_sent():
-    rig = Rig(motion__lead_time=0.02)
-    now = [rig.now]
-    rig.executor = ChunkExecutor(rig.parameters, clock=lambda: now[0])
+class SlowClock:
+    """Time passes by a fixed amount whenever someone looks."""
+
+    def __init__(self, rig, cost):
+        self.now, self.cost = rig.now, cost
+
+    def __call__(self):
+        self.now += self.cost
+        return self.now
+
+
+def slow_rig(cost, **changes):
+    """A rig on a machine where every planning takes ``cost`` ns."""
+    rig = Rig(**changes)
+    rig.executor = ChunkExecutor(rig.parameters, clock=SlowClock(rig, cost))
     rig.measure()
-    now[0] = rig.now + 11 * MS
-    with pytest.raises(ChunkRejected, match=r"late: planning the motion took 11.0 ms"):
-        rig.submit(rig.chunk(FORWARD))
-    now[0] = rig.now + 9 * MS
+    return rig
+
+
+def test_a_motion_that_was_planned_too_slowly_is_planned_again_with_a_longer_lead():
+    rig = slow_rig(15 * MS, motion__lead_time=0.02, motion__max_lead_time=0.2)
+    accepted = rig.submit(rig.chunk(FORWARD))
+    lead = accepted.motion.start_ns - rig.executor._clock.now
+    assert rig.executor.lead_time == pytest.approx(0.03)
+    assert lead == 15 * MS  # what is left of it when the command leaves
+
+
+def test_a_machine_that_is_fast_again_gets_its_lead_back():
+    rig = slow_rig(15 * MS, motion__lead_time=0.02)
     rig.submit(rig.chunk(FORWARD))
-    rig.run(1.5)
+    rig.executor._clock.cost = 0
+    for _ in range(40):
+        rig.now += 100 * MS
+        rig.executor._clock.now = rig.now
+        rig.measure()
+        rig.submit(rig.chunk(0.1 * FORWARD))
+    assert rig.executor.lead_time == pytest.approx(0.02)
+
+
+def test_a_motion_that_cannot_be_planned_in_time_at_all_is_not_sent():
+    rig = slow_rig(30 * MS, motion__lead_time=0.02, motion__max_lead_time=0.05)
+    with pytest.raises(ChunkRejected, match=r"late: planning the motion took 30.0 ms, .* 50.0 ms"):
+        rig.submit(rig.chunk(FORWARD))
+    assert rig.sent == []
+
+
+# The arm itself.
+
+
+def test_a_chunk_that_folds_the_arm_into_itself_is_refused_and_names_the_links():
+    rig = Rig(robot="panda", motion__workspace_min=[-1.0] * 3)
+    spec = rig.spec(Representation.JOINT_POSITION)
+    folded = np.array([0.0, -1.5, 0.0, -3.0, 0.0, 0.1, 0.0])
+    chunk = rig.chunk(np.tile(folded, (8, 1)), spec=spec)
+    with pytest.raises(ChunkRejected, match=r"self_collision: panda_link\d to panda_\w+ breaks"):
+        rig.submit(chunk)
+    assert rig.sent == []
+
+
+def test_the_look_for_self_collision_can_be_switched_off():
+    rig = Rig(
+        robot="panda",
+        motion__self_collision=False,
+        motion__workspace_min=[-1.0] * 3,
+    )
+    folded = np.array([0.0, -1.5, 0.0, -3.0, 0.0, 0.1, 0.0])
+    spec = rig.spec(Representation.JOINT_POSITION)
+    rig.submit(rig.chunk(np.tile(folded, (8, 1)), spec=spec))
+    assert len(rig.sent) == 1
 
 
 # The first motion.

@@ -117,7 +117,7 @@ def test_a_limited_spline_keeps_the_waypoints_and_every_limit(case):
     )
     passed = spline.trajectory.sample_positions(spline.arrivals)
     np.testing.assert_allclose(passed, waypoints, atol=1e-7)
-    assert np.all(spline.intervals >= 0.1 - 1e-8)
+    assert np.all(spline.arrivals >= 0.1 * np.arange(1, len(waypoints) + 1) - 1e-8)
     barely = replace(
         limits,
         velocity=1.005 * limits.velocity,
@@ -134,6 +134,38 @@ def test_what_is_slow_enough_is_not_slowed():
     intervals = np.append(np.full(7, 0.1), 0.2)
     spline = limited_spline_to_rest(NAMES, start, waypoints, intervals, FR3.limits, 0.9)
     np.testing.assert_allclose(spline.intervals, intervals)
+
+
+def test_time_that_is_lost_at_the_start_is_made_up_for():
+    step = np.array([0.04, 0.0, -0.03, 0.03, 0.0, 0.02, 0.0])
+    waypoints = FR3.home + step * np.arange(1.0, 9.0)[:, None]
+    intervals = np.append(np.full(7, 0.1), 0.2)
+    start = MotionState.at_rest(FR3.home)
+    spline = limited_spline_to_rest(NAMES, start, waypoints, intervals, FR3.limits, 9.0)
+    late = spline.arrivals - np.cumsum(intervals)
+    assert late[0] > 0.005  # from rest the first waypoint is out of reach in time
+    np.testing.assert_allclose(late[-4:], 0.0, atol=2e-6)
+    passed = spline.trajectory.sample_positions(spline.arrivals)
+    np.testing.assert_allclose(passed, waypoints, atol=1e-7)
+
+
+def test_a_running_motion_passes_beside_a_waypoint_that_would_hold_it_up():
+    velocity = np.array([1.2, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    start = MotionState(FR3.home, velocity, np.zeros(7))
+    waypoints = np.repeat(FR3.home[None], 6, axis=0)
+    waypoints[:, 0] += [0.05, 0.14, 0.2, 0.25, 0.28, 0.3]
+    intervals = np.array([0.06, 0.1, 0.1, 0.1, 0.1, 0.2])
+
+    def planned(blend):
+        return limited_spline_to_rest(NAMES, start, waypoints, intervals, FR3.limits, 9.0, blend)
+
+    through, beside = planned(0.0), planned(0.03)
+    assert through.trajectory.duration > intervals.sum() + 0.01
+    assert beside.trajectory.duration == pytest.approx(intervals.sum())
+    missed = beside.trajectory.sample_positions(beside.arrivals) - waypoints
+    assert 1e-4 < np.abs(missed[0]).max() <= 0.03
+    np.testing.assert_allclose(missed[1:], 0.0, atol=1e-7)
+    assert joint_violation(beside.trajectory, FR3.limits) is None
 
 
 def test_only_the_intervals_around_a_fast_step_are_stretched():

@@ -92,15 +92,16 @@ def joint_waypoints(
         positions, quaternions = _displaced(chunk, motion, kinematics, base, parameters)
     else:
         positions, quaternions = motion[:, :3], _unit_quaternions(chunk, motion[:, 3:])
-    return kinematics.inverse_path(
-        positions[first:],
-        quaternions[first:],
-        seed,
+    path = kinematics.inverse_path(
+        positions,
+        quaternions,
+        base,
         parameters.posture_gain,
         parameters.position_tolerance,
         parameters.rotation_tolerance,
         margin,
     )
+    return path[first:]
 
 
 def gripper_openings(chunk: ActionChunk, parameters: GripperParameters) -> FloatArray | None:

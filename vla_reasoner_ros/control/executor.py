@@ -28,7 +28,8 @@ from vla_reasoner_ros.control.decode import (
 from vla_reasoner_ros.control.gripper import GripperSchedule
 from vla_reasoner_ros.control.joint_states import JointStateBuffer
 from vla_reasoner_ros.control.kinematics import Kinematics
-from vla_reasoner_ros.control.motion import MotionPlanner
+from vla_reasoner_ros.control.lead import LeadTime
+from vla_reasoner_ros.control.motion import COLLISION, MotionPlanner
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.playback import Playback
 from vla_reasoner_ros.control.queue import ChunkQueue, ChunkRejected, RejectionReason, Trimmed
@@ -46,7 +47,13 @@ from vla_reasoner_ros.types import ActionChunk, ActionSpec, FloatArray, Represen
 
 RAMP_DISTANCE = 0.05  # rad; a first absolute waypoint farther away is approached slowly
 REPEATED_REST = 0.1  # s; a repeated motion ends that much later, to be there before its end
+LEAD_ATTEMPTS = 3  # at planning a motion before it was to start
 OVERSHOOT = 0.02  # rad; room beyond the margin for a spline that swings past its waypoints
+
+_VIOLATIONS = {
+    "workspace": RejectionReason.WORKSPACE,
+    COLLISION: RejectionReason.SELF_COLLISION,
+}
 
 __all__ = [
     "Accepted",
@@ -110,8 +117,9 @@ class ChunkExecutor:
         parameters: all parameters; ``robot`` and ``limits`` are read once.
         urdf: text of a URDF whose kinematics replace the robot file's; empty for none.
         action_spec: the only convention to take; None takes the first chunk's from then on.
-        clock: tells the time, ns. With it, a chunk whose planning used up more than half of
-            ``motion.lead_time`` is refused, since its motion could reach the arm after its start.
+        clock: tells the time, ns. With it, a motion whose planning used up more than half of its
+            lead is planned again with a longer one, up to ``motion.max_lead_time``, since it could
+            reach the arm after its start.
 
     Attributes:
         parameters: the parameters in force.
@@ -142,6 +150,7 @@ class ChunkExecutor:
         self._joints = JointStateBuffer(self.robot)
         self._playback = Playback(self.robot.joint_names)
         self._gripper = GripperSchedule()
+        self._lead, self._stop_lead = LeadTime(), LeadTime()
         self._accepted = 0
         self._rejected = 0
         self._last_rejection = ""
@@ -226,15 +235,25 @@ class ChunkExecutor:
 
     def _take(self, chunk: ActionChunk, now_ns: int) -> Accepted:
         enabled = self.parameters.enable_control
-        self._require_free(now_ns)
         self._require_convention(chunk.spec)
-        self._queue.require_acceptable(chunk, now_ns)
-        switch_ns = now_ns + self._lead_ns()
-        start = self._commanded(switch_ns)
-        trimmed = self._queue.trim(chunk, switch_ns)
-        base = self._joints_at(chunk.observation_stamp_ns)
-        plan = self._plan(chunk, trimmed, base, start)
-        self._require_in_time(now_ns, switch_ns)
+        for _ in range(LEAD_ATTEMPTS):
+            self._require_free(now_ns)
+            self._queue.require_acceptable(chunk, now_ns)
+            switch_ns = now_ns + self._lead_ns()
+            start = self._commanded(switch_ns)
+            trimmed = self._queue.trim(chunk, switch_ns)
+            base = self._joints_at(chunk.observation_stamp_ns)
+            plan = self._plan(chunk, trimmed, base, start)
+            spent_ns = self._spent_ns(now_ns)
+            if self._lead.in_time(spent_ns, switch_ns - now_ns):
+                break
+            now_ns += spent_ns
+        else:
+            raise ChunkRejected(
+                RejectionReason.LATE,
+                f"planning the motion took {1e-6 * spent_ns:.1f} ms, and it was to start after "
+                f"{1e-6 * (switch_ns - now_ns + spent_ns):.1f} ms",
+            )
         motion = TimedTrajectory(switch_ns, plan.trajectory)
         arrivals = plan.arrivals.tolist() if enabled else []
         ends = [switch_ns + round(arrival * NANOSECONDS) for arrival in arrivals]
@@ -273,8 +292,7 @@ class ChunkExecutor:
         except KinematicsError as error:
             raise ChunkRejected(RejectionReason.UNREACHABLE, str(error)) from error
         except LimitViolation as error:
-            outside = error.violation.limit == "workspace"
-            reason = RejectionReason.WORKSPACE if outside else RejectionReason.LIMIT
+            reason = _VIOLATIONS.get(error.violation.limit, RejectionReason.LIMIT)
             raise ChunkRejected(reason, str(error)) from error
         except TrajectoryError as error:
             raise ChunkRejected(RejectionReason.LIMIT, str(error)) from error
@@ -301,16 +319,8 @@ class ChunkExecutor:
         except ConfigurationError as error:
             raise ChunkRejected(RejectionReason.CONVENTION, str(error)) from error
 
-    def _require_in_time(self, now_ns: int, switch_ns: int) -> None:
-        if self._clock is None:
-            return
-        spent_ns = self._clock() - now_ns
-        if spent_ns > 0 and spent_ns > (switch_ns - now_ns) // 2:
-            raise ChunkRejected(
-                RejectionReason.LATE,
-                f"planning the motion took {1e-6 * spent_ns:.1f} ms, and it was to start after "
-                f"{1e-6 * (switch_ns - now_ns):.1f} ms",
-            )
+    def _spent_ns(self, since_ns: int) -> int:
+        return 0 if self._clock is None else self._clock() - since_ns
 
     def _approach_is_slow(self, spec: ActionSpec, start: MotionState, waypoint: FloatArray) -> bool:
         absolute = spec.representation in (Representation.JOINT_POSITION, Representation.EE_POSE)
@@ -444,6 +454,11 @@ class ChunkExecutor:
             tracking_error=self._tracking_error(),
         )
 
+    @property
+    def lead_time(self) -> float:
+        """How far ahead of now the next motion starts, s; ``motion.lead_time``, or longer."""
+        return self._lead_ns() / NANOSECONDS
+
     def commanded(self, time_ns: int) -> MotionState | None:
         """The commanded state at a time; None before the first joint state."""
         if not self._joints and self._playback.motion is None:
@@ -500,8 +515,12 @@ class ChunkExecutor:
         """
         motion = self.parameters.motion
         first = self._playback.motion is None
-        lead = max(motion.lead_time, motion.settle_time) if first else motion.lead_time
-        return round(lead * NANOSECONDS)
+        least = max(motion.lead_time, motion.settle_time) if first else motion.lead_time
+        return self._grown_ns(self._lead, least)
+
+    def _grown_ns(self, lead: LeadTime, least: float) -> int:
+        most = self.parameters.motion.max_lead_time
+        return lead.lead_ns(round(least * NANOSECONDS), round(most * NANOSECONDS))
 
     def _run(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
         """Make a motion the running one; what is to be sent for it."""
@@ -515,10 +534,16 @@ class ChunkExecutor:
         if motion is None or not self._playback.moving(now_ns) or self._stopping:
             return NOTHING
         self._queue.interrupt(now_ns)
-        switch_ns = now_ns + round(self.parameters.motion.stop_lead_time * NANOSECONDS)
-        if switch_ns >= motion.end_ns:
-            return NOTHING
-        stop = self._planner.stop(motion.at(switch_ns))
+        for _ in range(LEAD_ATTEMPTS):  # the last one counts, however long it took
+            lead_ns = self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time)
+            switch_ns = now_ns + lead_ns
+            if switch_ns >= motion.end_ns:
+                return NOTHING
+            stop = self._planner.stop(motion.at(switch_ns))
+            spent_ns = self._spent_ns(now_ns)
+            if self._stop_lead.in_time(spent_ns, lead_ns):
+                break
+            now_ns += spent_ns
         sent = self._run(TimedTrajectory(switch_ns, stop), now_ns)
         self._stopping = True
         return Commands(sent)

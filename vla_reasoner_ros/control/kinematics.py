@@ -55,13 +55,13 @@ class Kinematics:
 
     def __init__(self, robot: Robot, urdf: str = "") -> None:
         self.robot = robot
-        self._model = _model_from_urdf(robot, urdf) if urdf else _model_from_table(robot)
+        self._model = _model_from_urdf(robot, urdf) if urdf else table_model(robot)
         self._data = self._model.createData()
         self._frame = self._model.getFrameId(robot.tcp_frame)
         self._base = _base_placement(self._model, self._data, robot.base_frame)
         self._base_rotation = self._base.rotation.T.copy()
         self._chain = _chain(self._model, self._data, self._frame, self._base)
-        lengths = [np.linalg.norm(link.offset_and_axis[:, 0]) for link in self._chain.links]
+        lengths = [np.linalg.norm(link.offset) for link in self._chain.links]
         self._reach = float(sum(lengths) + np.linalg.norm(self._chain.tool))
 
     def forward(self, joints: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -93,21 +93,21 @@ class Kinematics:
             Positions in m, and twists (linear m/s over angular rad/s) in the base frame.
         """
         count = len(joints)
-        sines, versines = np.sin(joints), 1.0 - np.cos(joints)
-        rates = velocities[:, :, None]
+        sines, versines = np.sin(joints)[:, :, None, None], 1.0 - np.cos(joints)[:, :, None, None]
         rotation = np.empty((count, 3, 3))
         rotation[:] = np.eye(3)
         position = np.zeros((count, 3))
         angular = np.zeros((count, 3))
         moment = np.zeros((count, 3))  # sum of rate * direction x origin
         for index, link in enumerate(self._chain.links):
-            placed = rotation @ link.offset_and_axis
-            position = position + placed[:, :, 0]
-            spin = rates[:, index] * placed[:, :, 1]
+            placed = (rotation.reshape(-1, 3) @ link.columns).reshape(count, 3, 11)
+            position = position + placed[:, :, 9]
+            spin = velocities[:, index, None] * placed[:, :, 10]
             angular += spin
             moment += _cross(spin, position)
-            turn = sines[:, index, None] * link.sine + versines[:, index, None] * link.versine
-            rotation = rotation @ (turn + link.constant).reshape(count, 3, 3)
+            rotation = sines[:, index] * placed[:, :, 3:6]
+            rotation += placed[:, :, :3]
+            rotation += versines[:, index] * placed[:, :, 6:9]
         position = position + rotation @ self._chain.tool
         return position, np.concatenate([_cross(angular, position) - moment, angular], axis=1)
 
@@ -295,7 +295,7 @@ def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
     return c
 
 
-def _model_from_table(robot: Robot) -> pin.Model:
+def table_model(robot: Robot) -> pin.Model:
     """A Pinocchio model of a Denavit-Hartenberg table.
 
     Modified (Craig): ``T_i = Rx(alpha_i) Tx(a_i) Rz(q_i) Tz(d_i)``. Standard (distal):
@@ -353,14 +353,16 @@ def _base_placement(model: pin.Model, data: pin.Data, base: str) -> pin.SE3:
 class _Link:
     """A joint and what precedes it, in the frame of the joint before.
 
-    The joint's rotation is ``constant + sin(q) sine + (1 - cos(q)) versine`` (Rodrigues' formula),
-    each (9,) row by row.
+    The joint's rotation is ``constant + sin(q) sine + (1 - cos(q)) versine`` (Rodrigues' formula);
+    ``columns`` (3, 11) has these three, the offset and the axis side by side.
     """
 
-    offset_and_axis: FloatArray  # (3, 2)
-    constant: FloatArray
-    sine: FloatArray
-    versine: FloatArray
+    columns: FloatArray
+
+    @property
+    def offset(self) -> FloatArray:
+        """Where the joint is, (3,) m."""
+        return self.columns[:, 9]
 
 
 @dataclass(frozen=True)
@@ -381,10 +383,15 @@ def _chain(model: pin.Model, data: pin.Data, frame: int, base: pin.SE3) -> _Chai
         rotation, cross = placement.rotation, pin.skew(axis)
         links.append(
             _Link(
-                np.stack([placement.translation, rotation @ axis], axis=1),
-                rotation.ravel().copy(),
-                (rotation @ cross).ravel(),
-                (rotation @ cross @ cross).ravel(),
+                np.column_stack(
+                    [
+                        rotation,
+                        rotation @ cross,
+                        rotation @ cross @ cross,
+                        placement.translation,
+                        rotation @ axis,
+                    ]
+                )
             )
         )
     return _Chain(links, model.frames[frame].placement.translation.copy())

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vla_reasoner_ros.control.kinematics import Kinematics
+from vla_reasoner_ros.control.collision import SelfCollision
+from vla_reasoner_ros.control.kinematics import Kinematics, table_model
 from vla_reasoner_ros.control.parameters import MotionParameters
 from vla_reasoner_ros.control.robots import JointLimits, Robot, Workspace
 from vla_reasoner_ros.control.spline import TimedSpline, limited_spline_to_rest
@@ -25,6 +26,7 @@ from vla_reasoner_ros.types import FloatArray
 # spline's largest acceleration and jerk are computed, its largest velocity is only sampled.
 VELOCITY_USAGE = 0.98
 ACCELERATION_USAGE = 0.998
+COLLISION = "self-collision"
 BRAKING_INTERVALS = 2.0  # the last waypoint gets twice its time: constant deceleration to rest
 SPEED_ATTEMPTS = 5  # at keeping the TCP's speed limits
 SPEED_STEP = 1.02  # slower than the ratio of speed to limit asks for
@@ -54,6 +56,7 @@ class MotionPlanner:
     def __init__(self, robot: Robot, kinematics: Kinematics, parameters: MotionParameters) -> None:
         self._robot = robot
         self._kinematics = kinematics
+        self._collision = SelfCollision(robot, table_model(robot))
         self.set_parameters(parameters)
 
     def set_parameters(self, parameters: MotionParameters) -> None:
@@ -105,14 +108,23 @@ class MotionPlanner:
         longest = asked * self._parameters.max_stretch
         for _ in range(SPEED_ATTEMPTS):
             spline = limited_spline_to_rest(
-                self._robot.joint_names, start, waypoints, intervals, spline_limits, longest
+                self._robot.joint_names,
+                start,
+                waypoints,
+                intervals,
+                spline_limits,
+                longest,
+                self._parameters.blend,
             )
             violation = joint_violation(spline.trajectory, allowed.joints)
             if violation is not None:
                 break
             violation, ratio = self._tcp_violation(spline.trajectory, allowed)
             if violation is None:
-                return spline, spline.trajectory.duration / asked
+                violation = self._collision_violation(spline.trajectory)
+                if violation is None:
+                    return spline, spline.trajectory.duration / asked
+                break
             if violation.limit == "workspace":
                 break
             intervals = SPEED_STEP * ratio * spline.intervals
@@ -132,6 +144,8 @@ class MotionPlanner:
         violation = joint_violation(trajectory, allowed.joints)
         if violation is None:
             violation, _ = self._tcp_violation(trajectory, full)
+        if violation is None:
+            violation = self._collision_violation(trajectory)
         if violation is not None:
             raise LimitViolation(violation)
         return trajectory
@@ -145,6 +159,17 @@ class MotionPlanner:
     ) -> tuple[Violation | None, float]:
         return tcp_violation(
             trajectory, self._kinematics, self._workspace, allowed.linear, allowed.angular
+        )
+
+    def _collision_violation(self, trajectory: JointTrajectory) -> Violation | None:
+        if not self._parameters.self_collision:
+            return None
+        found = self._collision.closest(trajectory, self._parameters.collision_margin)
+        if found is None:
+            return None
+        first, second = found.links
+        return Violation(
+            f"{first} to {second}", COLLISION, found.time, found.distance, found.bound, "m"
         )
 
     def _allowed(self, factor: float, start: MotionState) -> _Allowed:

@@ -125,6 +125,14 @@ class MotionParameters:
         minimum=1.0,
         maximum=100.0,
     )
+    blend: float = parameter(
+        0.02,
+        "How far from its first waypoint a chunk that takes over from a running motion may pass, "
+        "where the arm is too fast for what that waypoint asks for; 0 always goes through it.",
+        unit="rad",
+        minimum=0.0,
+        maximum=0.1,
+    )
     position_margin: float = parameter(
         0.01,
         "Distance that chunks must keep from the joint position limits.",
@@ -154,6 +162,19 @@ class MotionParameters:
         minimum=-5.0,
         maximum=5.0,
     )
+    self_collision: bool = parameter(
+        True,
+        "Whether motions that bring two links of the arm too close are refused. The capsules "
+        "around the links are in the robot file.",
+    )
+    collision_margin: float = parameter(
+        0.01,
+        "Smallest distance between the capsules of two links; a motion that starts closer may not "
+        "come closer still.",
+        unit="m",
+        minimum=0.0,
+        maximum=0.2,
+    )
     lead_time: float = parameter(
         0.03,
         "Time from now to the moment at which a new motion leaves the running one: longer than "
@@ -162,6 +183,14 @@ class MotionParameters:
         unit="s",
         minimum=0.0,
         maximum=0.2,
+    )
+    max_lead_time: float = parameter(
+        0.2,
+        "How far lead_time may grow by itself on a machine that plans slowly: it follows twice the "
+        "longest of the last planning times. A chunk that needs more is refused as late.",
+        unit="s",
+        minimum=0.0,
+        maximum=1.0,
     )
     stop_lead_time: float = parameter(
         0.01,

@@ -38,6 +38,7 @@ class RejectionReason(str, Enum):
     JUMP = "jump"
     LIMIT = "limit"
     WORKSPACE = "workspace"
+    SELF_COLLISION = "self_collision"
     JOINT_STATE = "joint_state"
     HOLDING = "holding"
     STOPPED = "stopped"

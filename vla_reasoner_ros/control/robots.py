@@ -111,6 +111,24 @@ class Workspace:
 
 
 @dataclass(frozen=True)
+class Capsule:
+    """What a link takes up: all points closer than a radius to a line between two points.
+
+    Attributes:
+        link: the link's name; several capsules may be of one link.
+        joint: number of the joint that the link turns with, from 1; 0 for the base.
+        start, end: (3,) m, in the frame that turns with the joint (z is its axis), or in the base.
+        radius: m.
+    """
+
+    link: str
+    joint: int
+    start: FloatArray
+    end: FloatArray
+    radius: float
+
+
+@dataclass(frozen=True)
 class Robot:
     """One arm of J revolute joints.
 
@@ -126,6 +144,8 @@ class Robot:
         cartesian: the limits of the TCP.
         workspace: the box that the TCP must stay in.
         gripper_opening: distance between the fully open fingers, m; None without a gripper.
+        capsules: what the links take up; empty when the file says nothing.
+        collision_ignored: pairs of links that cannot meet, or always touch, each in sorted order.
     """
 
     name: str
@@ -139,6 +159,12 @@ class Robot:
     cartesian: CartesianLimits
     workspace: Workspace
     gripper_opening: float | None
+    capsules: tuple[Capsule, ...] = ()
+    collision_ignored: frozenset[tuple[str, str]] = frozenset()
+
+    def ignores(self, first: str, second: str) -> bool:
+        """Whether two links need no look for collision."""
+        return (min(first, second), max(first, second)) in self.collision_ignored
 
     @property
     def joints(self) -> int:
@@ -230,6 +256,19 @@ class _Section:
     def section(self, key: str) -> _Section:
         return _Section(self.content[key], self.file, f"{self.name}.{key}" if self.name else key)
 
+    def entries(self, key: str, expected: str) -> list[Any]:
+        value = self.content[key]
+        if not isinstance(value, list) or not value:
+            raise self.error(key, expected, value)
+        return value
+
+    def sections(self, key: str, expected: str) -> list[_Section]:
+        prefix = f"{self.name}.{key}" if self.name else key
+        return [
+            _Section(entry, self.file, f"{prefix}[{index}]")
+            for index, entry in enumerate(self.entries(key, expected))
+        ]
+
     def text(self, key: str) -> str:
         value = self.content[key]
         if not isinstance(value, str) or not value:
@@ -276,6 +315,7 @@ def _robot(root: _Section, limit_set: str) -> Robot:
         "cartesian",
         "workspace",
         "gripper",
+        "self_collision",
     )
     joint_names = root.texts("joint_names")
     joints = len(joint_names)
@@ -291,6 +331,7 @@ def _robot(root: _Section, limit_set: str) -> Robot:
     home = root.numbers("home", joints)
     if np.any(home < limits.position_min) or np.any(home > limits.position_max):
         raise root.error("home", f"positions within limits.{chosen}", home.tolist())
+    capsules, ignored = _self_collision(root, joints)
     return Robot(
         name=root.text("name"),
         joint_names=joint_names,
@@ -303,6 +344,8 @@ def _robot(root: _Section, limit_set: str) -> Robot:
         cartesian=_cartesian(root.section("cartesian")),
         workspace=_workspace(root.section("workspace")),
         gripper_opening=_gripper(root),
+        capsules=capsules,
+        collision_ignored=ignored,
     )
 
 
@@ -317,12 +360,8 @@ def _kinematics(section: _Section, joints: int) -> tuple[str, FloatArray]:
 
 
 def _tool_frames(root: _Section) -> tuple[FixedFrame, ...]:
-    entries = root.content["tool_frames"]
-    if not isinstance(entries, list) or not entries:
-        raise root.error("tool_frames", "a list of at least one frame", entries)
     frames = []
-    for index, entry in enumerate(entries):
-        section = _Section(entry, root.file, f"tool_frames[{index}]")
+    for section in root.sections("tool_frames", "a list of at least one frame"):
         section.keys("name", "translation", "rpy")
         frames.append(
             FixedFrame(
@@ -395,3 +434,35 @@ def _gripper(root: _Section) -> float | None:
     section = root.section("gripper")
     section.keys("opening")
     return section.number("opening", positive=True)
+
+
+def _self_collision(
+    root: _Section, joints: int
+) -> tuple[tuple[Capsule, ...], frozenset[tuple[str, str]]]:
+    if root.content["self_collision"] is None:
+        return (), frozenset()
+    section = root.section("self_collision")
+    section.keys("capsules", "ignored")
+    capsules = tuple(
+        _capsule(entry, joints) for entry in section.sections("capsules", "a list of capsules")
+    )
+    links = {capsule.link for capsule in capsules}
+    pairs = section.entries("ignored", "a list of pairs of links")
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= links:
+            raise section.error("ignored", f"pairs of {', '.join(sorted(links))}", pair)
+    return capsules, frozenset((min(pair), max(pair)) for pair in pairs)
+
+
+def _capsule(section: _Section, joints: int) -> Capsule:
+    section.keys("link", "joint", "from", "to", "radius")
+    joint = section.number("joint")
+    if joint not in range(joints + 1):
+        raise section.error("joint", f"a whole number, 0 to {joints}", section.content["joint"])
+    return Capsule(
+        section.text("link"),
+        int(joint),
+        section.numbers("from", 3),
+        section.numbers("to", 3),
+        section.number("radius", positive=True),
+    )

@@ -28,6 +28,10 @@ KICK_SHARE = 0.995  # of the acceleration and jerk limits for a quick change at 
 KICK_INTERVAL = 0.3  # of the first interval that such a change may last
 MIN_KICK = 1e-3  # s, likewise
 SAMPLES_PER_SEGMENT = 12
+CATCH_UPS = 6  # attempts at making up for lost time
+FASTEST = 0.75  # of the time asked for: the shortest that an interval becomes by catching up
+SPARE = 1.02  # room kept to the limits in an interval that is made shorter
+ON_TIME = 1e-6  # s
 
 
 def spline_to_rest(
@@ -80,13 +84,15 @@ def limited_spline_to_rest(
     intervals: FloatArray,
     limits: JointLimits,
     max_duration: float,
+    blend: float = 0.0,
 ) -> TimedSpline:
     """A spline through the waypoints that respects velocity, acceleration and jerk.
 
     Where a limit would break because the acceleration cannot jump at the start, it first changes
     quickly, at nearly the largest jerk, to what suits the waypoints. Then intervals in which a
-    limit still breaks are made longer, those alone, until none breaks: the waypoints stay, the
-    motion along them slows down.
+    limit still breaks are made longer, those alone, until none breaks; and the time that this cost
+    is made up for in later intervals that are far from every limit. The waypoints stay: where that
+    is not enough, the motion along them slows down.
 
     Args:
         joint_names: the J joints.
@@ -95,13 +101,17 @@ def limited_spline_to_rest(
         intervals: (N,) s, the time asked for from the knot before to each waypoint.
         limits: what must be respected.
         max_duration: s, the longest that the motion may take.
+        blend: rad; how far from the first waypoint a running motion may pass it, where it is too
+            fast for what that waypoint, soon due, asks for, and more time would make it go back.
 
     Raises:
         TrajectoryError: more time does not help, or it takes more than ``max_duration``; the
             joint, the limit, the time and the value are named.
     """
-    intervals = np.array(intervals, dtype=np.float64)
-    kick = False
+    asked = np.array(intervals, dtype=np.float64)
+    intervals = asked.copy()
+    best: TimedSpline | None = None
+    kick, blended, catch_ups = False, False, 0
     for _ in range(STRETCH_ITERATIONS):
         if kick:
             trajectory = _kicked_spline(joint_names, start, waypoints, intervals, limits)
@@ -110,20 +120,75 @@ def limited_spline_to_rest(
         excess = _excess(trajectory, limits)
         if not np.isfinite(excess).all():
             break
-        if np.all(excess <= 1.0):
-            return TimedSpline(trajectory, trajectory.times[-len(waypoints) :])
         if kick:
             excess = np.concatenate([[excess[:2].max()], excess[2:]])
         elif excess[0] > 1.0:
             kick = True
             continue
+        if np.all(excess <= 1.0):
+            if best is None or trajectory.duration < best.trajectory.duration:
+                best = TimedSpline(trajectory, trajectory.times[-len(waypoints) :])
+            if best.trajectory.duration <= asked.sum() + ON_TIME or catch_ups == CATCH_UPS:
+                return best
+            catch_ups += 1
+            intervals = _caught_up(intervals, asked, excess)
+            continue
+        if excess[0] > 1.0 and not (blended or start.resting):
+            blended = True
+            passing = _passing(joint_names, start, waypoints, asked, limits, blend)
+            if passing is not None:
+                return passing
         intervals *= np.where(excess > 1.0, np.clip(1.01 * excess, 1.0, STRETCH_STEP), 1.0)
         if intervals.sum() > max_duration:
             break
+    if best is not None:
+        return best
     raise TrajectoryError(
         f"{_worst(trajectory, limits)}; a motion of {trajectory.duration:.2f} s does not help, "
         f"allowed are {max_duration:.2f} s"
     )
+
+
+def _passing(
+    joint_names: tuple[str, ...],
+    start: MotionState,
+    waypoints: FloatArray,
+    intervals: FloatArray,
+    limits: JointLimits,
+    blend: float,
+) -> TimedSpline | None:
+    """A spline that only comes near the first waypoint; None where that does not help."""
+    if len(waypoints) < 2 or blend <= 0.0:
+        return None
+    merged = np.concatenate([[intervals[0] + intervals[1]], intervals[2:]])
+    for make in (
+        lambda: spline_to_rest(joint_names, start, waypoints[1:], merged),
+        lambda: _kicked_spline(joint_names, start, waypoints[1:], merged, limits),
+    ):
+        trajectory = make()
+        if np.all(_excess(trajectory, limits) <= 1.0):
+            passed = trajectory.sample(float(intervals[0])).position
+            if np.abs(passed - waypoints[0]).max() > blend:
+                return None
+            arrivals = trajectory.times[-len(merged) :]
+            return TimedSpline(trajectory, np.concatenate([intervals[:1], arrivals]))
+    return None
+
+
+def _caught_up(intervals: FloatArray, asked: FloatArray, excess: FloatArray) -> FloatArray:
+    """Intervals (N,) s, those with room made shorter until no time is lost.
+
+    The earliest that have it give up about half of their room. No waypoint is passed sooner than
+    asked for.
+    """
+    shortest = np.maximum(intervals * SPARE * excess, FASTEST * asked)
+    late = np.cumsum(intervals - asked)
+    room = np.where(late > 0.0, np.maximum(intervals - shortest, 0.0), 0.0)
+    enough = int(np.searchsorted(np.cumsum(room), 2.0 * late[-1])) + 1
+    room[enough:] = 0.0
+    given = np.cumsum(room) * min(1.0, late[-1] / max(float(room.sum()), ON_TIME))
+    latest = np.minimum.accumulate(late[::-1])[::-1]
+    return intervals - np.diff(np.clip(given, 0.0, np.maximum(latest, 0.0)), prepend=0.0)
 
 
 def _kicked_spline(

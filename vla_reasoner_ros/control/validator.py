@@ -31,7 +31,8 @@ class Violation:
 
     Attributes:
         what: joint name, or ``TCP``.
-        limit: which limit: position, velocity, acceleration, jerk, workspace, speed, rest, finite.
+        limit: which limit: position, velocity, acceleration, jerk, workspace, speed,
+            self-collision, rest, finite.
         time: s from the start of the trajectory.
         value: what was found.
         bound: what is allowed.

@@ -174,12 +174,14 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
     def _report(self) -> Report:
         with self.exclusive:
             status = self._executor.status(self.now_ns())
+            lead = self._executor.lead_time
         values = {
             "state": status.state.name,
             "chunks accepted": status.chunks_accepted,
             "chunks rejected": status.chunks_rejected,
             "last rejection": status.last_rejection,
             "tracking error rad": status.tracking_error,
+            "lead s": lead,
         }
         return Report(_LEVELS.get(status.state, Level.OK), status.reason or "moving", values)
 
