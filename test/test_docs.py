@@ -22,6 +22,7 @@ from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.sim.loop import LoopParameters
 from vla_reasoner_ros.sim.tasks import TASKS
+from vla_reasoner_ros.task_run import Ending, TaskParameters
 from vla_reasoner_ros.types import ChunkSource, Observation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,7 @@ def parameters():
         ("", LoopParameters),
         ("search.", SearchParameters),
         ("planner.", ComponentParameters),
+        ("task.", TaskParameters),
         ("", Moments),
         ("joint_states.", JointStream),
         ("gripper.", Gripper),
@@ -127,9 +129,7 @@ def test_every_launch_file_and_argument_exists(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_every_file_named_exists(page):
-    pattern = (
-        r"(?<![\w/.$~])((?:config|launch|test|benchmark|scripts|docs|msg|srv|resource)/[\w./-]+\w)"
-    )
+    pattern = r"(?<![\w/.$~])((?:action|config|launch|test|benchmark|scripts|docs|msg|srv|resource)/[\w./-]+\w)"
     for piece in code(page):
         for path in re.findall(pattern, piece):
             assert (ROOT / path).exists(), f"no file {path}"
@@ -148,7 +148,8 @@ def source_of(node):
     name = node.strip("`")
     if name == "every node":
         return sources("vla_reasoner_ros/ros")
-    return (PACKAGE / "nodes" / f"{name}.py").read_text(encoding="utf-8")
+    said = text(PACKAGE / "nodes" / f"{name}.py")
+    return said + text(PACKAGE / "ros" / "tasks.py") if name == "planner_node" else said
 
 
 def test_every_topic_of_the_interfaces_is_in_its_node():
@@ -175,6 +176,11 @@ def test_every_service_of_the_interfaces_is_in_its_node():
         made = set(re.findall(r'"(~/[a-z_]+)"', source_of(node)))
         topics = {row[2].strip("`") for row in rows("interfaces.md", "Topics")}
         assert {name for owner, name in listed if owner == node} == made - topics
+
+
+def test_every_ending_of_a_task_has_its_row():
+    said = [row[0].strip("`") for row in rows("interfaces.md", "Tasks")]
+    assert said == [ending.name for ending in Ending]
 
 
 def test_every_gate_has_its_row():

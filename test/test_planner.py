@@ -103,7 +103,7 @@ def rig():
     yield rig
     for _ in range(4):
         rig.decider.gate.release()
-    assert rig.planner.stop(timeout=5)
+    rig.planner.stop().result(timeout=30)
     thread.shutdown()
 
 
@@ -200,11 +200,24 @@ def test_paused_it_decides_nothing_and_forgets_what_came(rig):
     assert rig.asked() == 2000
 
 
+@pytest.mark.parametrize("interrupt", [lambda p: p.pause(True), lambda p: p.reset()])
+def test_a_decision_that_a_pause_or_a_reset_met_is_forgotten(rig, interrupt):
+    rig.planner.offer(observation(1000))
+    rig.asked()
+    interrupt(rig.planner)
+    rig.decider.gate.release()
+    rig.planner.pause(False)
+    rig.planner.reset()
+    rig.planner.offer(observation(2000))
+    assert rig.stamp(rig.let_go()) == 2000
+    assert rig.decisions.empty()
+
+
 def test_it_can_be_started_again_as_a_new_episode(rig):
     rig.planner.offer(observation(1000))
     rig.let_go()
     rig.asked()
-    assert rig.planner.stop(timeout=5)
+    rig.planner.stop().result(timeout=30)
     rig.planner.start()
     rig.planner.offer(observation(1100))
     assert rig.asked() == 1100

@@ -21,6 +21,7 @@ from std_msgs.msg import String
 NODE = """
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from std_msgs.msg import String
 from vla_reasoner_ros.errors import ConfigurationError, ObservationError
@@ -38,6 +39,9 @@ class Echo(LifecycleNode[EchoParameters]):
 
     def configure(self):
         print("configure", flush=True)
+        self.models = ThreadPoolExecutor(max_workers=1)
+        if self.parameters.weights == "slow":
+            self.result_of(self.models.submit(time.sleep, 60))
         self.said = self.create_lifecycle_publisher(String, "said", qos.STATE)
         self.create_subscription(
             String, "heard", self.guarded("heard", self.hear), qos.STATE, callback_group=self.work
@@ -55,6 +59,8 @@ class Echo(LifecycleNode[EchoParameters]):
             raise ObservationError("heard nonsense")
         if message.data == "defect":
             raise ZeroDivisionError("a defect")
+        if message.data == "think":
+            self.models.submit(time.sleep, 60)
         if message.data == "hang":
             time.sleep(60)
         self.said.publish(String(data=f"{self.parameters.greeting} {message.data}"))
@@ -68,6 +74,7 @@ class Echo(LifecycleNode[EchoParameters]):
 
     def teardown(self):
         print("teardown", flush=True)
+        self.end_thread(self.models, lambda: None)
 
 run(Echo, "echo")
 """
@@ -119,10 +126,14 @@ class Echo:
         self.wait(lambda: self.process.poll() is not None, "the end of the process")
         return self.process.returncode
 
-    def call(self, kind, name, request):
+    def client(self, kind, name):
         client = self._node.create_client(kind, name)
         self.wait(client.service_is_ready, name)
         self.pause(0.3)  # for the service to discover the client too, or its answer is lost
+        return client
+
+    def call(self, kind, name, request):
+        client = self.client(kind, name)
         future = client.call_async(request)
         self.wait(future.done, f"answer of {name}")
         self._node.destroy_client(client)
@@ -196,6 +207,30 @@ def test_a_signal_ends_the_node_in_order_while_it_can_still_publish(echo, number
     node.wait(lambda: "bye" in node.said, "the last word")
     assert node.exit_code() == 0
     assert steps(node.log()) == ["configure", "activate", "deactivate", "teardown"]
+
+
+@pytest.mark.parametrize("autostart", ["true", "false"])
+def test_a_signal_while_models_are_loaded_ends_the_node_cleanly(echo, autostart):
+    node = echo("weights:=slow", f"autostart:={autostart}")
+    if autostart == "false":
+        client = node.client(ChangeState, "echo/change_state")
+        transition = Transition(id=Transition.TRANSITION_CONFIGURE)
+        client.call_async(ChangeState.Request(transition=transition))
+    node.wait(lambda: "configure" in node.log(), "configure")
+    node.process.send_signal(signal.SIGTERM)
+    assert node.exit_code() == 0  # it would be 1 if it had been ended by force
+    assert "did not configure: the process is ending" in node.log()
+    assert "Traceback" not in node.log()
+
+
+def test_a_signal_while_a_model_computes_ends_the_node_cleanly(echo):
+    node = echo()
+    node.until_connected()
+    node.ask("think")
+    node.process.send_signal(signal.SIGINT)
+    assert node.exit_code() == 0
+    assert steps(node.log()) == ["configure", "activate", "deactivate", "teardown"]
+    assert "ends with the process" in node.log()
 
 
 def test_a_callback_that_hangs_does_not_keep_the_node_alive(echo):

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -77,6 +77,7 @@ class Planner:
         self._changed: SearchParameters | None = None
         self._resetting = False
         self._paused = False
+        self._abandoned = False
         self._ending = False
         self._decided_ns: int | None = None
         self._running: Future[None] | None = None
@@ -86,12 +87,15 @@ class Planner:
         self._ending, self._newest, self._resetting = False, None, True
         self._running = self._thread.submit(self._run)
 
-    def stop(self, timeout: float = 10.0) -> bool:
-        """Decide no more after the decision at hand; whether that ended in ``timeout`` seconds."""
+    def stop(self) -> Future[None]:
+        """Decide no more; done when the decision at hand, which is forgotten, has ended."""
         with self._wake:
-            self._ending = True
+            self._ending = self._abandoned = True
             self._wake.notify()
-        return self._running is None or not wait([self._running], timeout).not_done
+        if self._running is None:
+            self._running = Future()
+            self._running.set_result(None)
+        return self._running
 
     def offer(self, observation: Observation) -> None:
         """Give an observation; an older one that still waits is forgotten, all while paused."""
@@ -106,15 +110,18 @@ class Planner:
             self._wake.notify()
 
     def reset(self) -> None:
-        """Forget the episode: the next observation is a first one."""
+        """Forget the episode and the decision at hand: the next observation is a first one."""
         with self._wake:
-            self._newest, self._resetting = None, True
+            self._newest, self._resetting, self._abandoned = None, True, True
 
     def pause(self, paused: bool) -> None:
-        """Stop deciding, or go on with the next observation."""
+        """Stop deciding, or go on with the next observation.
+
+        The decision at hand is finished and forgotten.
+        """
         with self._wake:
             self._paused = paused
-            self._newest = None
+            self._newest, self._abandoned = None, True
             self._wake.notify()
 
     @property
@@ -132,7 +139,7 @@ class Planner:
                 observation = self._newest if self._ready() else None
                 resetting = self._resetting and observation is not None
                 if observation is not None:
-                    self._newest, self._resetting = None, False
+                    self._newest, self._resetting, self._abandoned = None, False, False
             try:
                 if changed is not None:
                     self._executed = changed.executed
@@ -160,7 +167,9 @@ class Planner:
             passed_ns = self._now_ns() - observation.stamp_ns
             return 0 if first else max(0, int(passed_ns / (self._spec.dt * 1e9)))
 
-        self._publish(self._reasoner.decide(observation, actions_consumed=consumed))
+        decision = self._reasoner.decide(observation, actions_consumed=consumed)
+        if not self._abandoned:
+            self._publish(decision)
 
 
 def warm_up(reasoner: Reasoner, policy: Policy, world_model: WorldModel | None) -> None:

@@ -6,9 +6,9 @@ import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from std_srvs.srv import SetBool, Trigger
 
 from vla_reasoner_ros.components import ComponentParameters, Components, load_components
 from vla_reasoner_ros.errors import VlaReasonerError
@@ -26,17 +26,23 @@ from vla_reasoner_ros.ros.diagnostics import Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
 from vla_reasoner_ros.ros.planning import Faults, report, tree_response
 from vla_reasoner_ros.ros.reports import statistics_to_message
+from vla_reasoner_ros.ros.tasks import TaskServer
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.srv import GetSearchTree
+from vla_reasoner_ros.task_run import TaskParameters
 from vla_reasoner_ros.types import Decision, Observation
+
+DECISION_S = 10.0
+"""Wall-clock seconds that the decision at hand may take to end on deactivation."""
 
 
 @dataclass(frozen=True)
 class PlannerParameters(BaseParameters):
-    """The planner's components and its search."""
+    """The planner's components, its search and its tasks."""
 
     planner: ComponentParameters = group(ComponentParameters)
     search: SearchParameters = group(SearchParameters)
+    task: TaskParameters = group(TaskParameters)
 
 
 class PlannerNode(LifecycleNode[PlannerParameters]):
@@ -44,10 +50,14 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
 
     parameters_class = PlannerParameters
 
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._tasks = TaskServer(self, lambda: self.parameters.task)
+
     def configure(self) -> None:
         """Load the components, check that they fit, and decide once for warming up."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
-        self._components, reasoner = self._thread.submit(self._load).result()
+        self._components, reasoner = self.result_of(self._thread.submit(self._load))
         self._planner = Planner(
             reasoner,
             self._thread,
@@ -85,12 +95,10 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
                 qos.sensor("reliable", 10),
                 callback_group=self.work,
             )
-        for kind, name, answer in (
-            (GetSearchTree, "~/get_search_tree", self._get_tree),
-            (Trigger, "~/reset", self._reset),
-            (SetBool, "~/pause", self._pause),
-        ):
-            self.create_service(kind, name, answer, callback_group=self.work)
+        self.create_service(
+            GetSearchTree, "~/get_search_tree", self._get_tree, callback_group=self.work
+        )
+        self._tasks.connect(self._planner, self._new_episode)
         self.diagnostics.add("decisions", self._report)
         if self._components.reason:
             self.get_logger().warning(f"the plain policy drives: {self._components.reason}")
@@ -110,22 +118,23 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
 
     def activate(self) -> None:
         """Begin an episode."""
-        self._matcher.clear()
+        self._tasks.activate()
         self._planner.start()
 
     def deactivate(self) -> None:
-        """End the decision at hand and make no other."""
-        if not self._planner.stop():
+        """End the task and the decision at hand and make no other."""
+        self._tasks.deactivate()
+        ended = self.finished(self._planner.stop(), DECISION_S)
+        if not (ended or self.ending.is_set()):
             raise VlaReasonerError("the decision at hand does not end")
 
     def teardown(self) -> None:
         """Let go of the models."""
         self.diagnostics.remove("decisions")
+        self._tasks.disconnect()
         thread = self.__dict__.pop("_thread", None)
         if thread is not None:
-            # The models end in the thread that they were made in.
-            thread.submit(self._unload)
-            thread.shutdown()
+            self.end_thread(thread, self._unload)  # models end where they were made
 
     def _unload(self) -> None:
         for name in ("_planner", "_components"):
@@ -137,11 +146,16 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
 
     def clock_jumped_back(self, seconds: float) -> None:
         """A new episode begins."""
+        self._new_episode()
+
+    def _new_episode(self) -> None:
         self._matcher.clear()
         self._planner.reset()
 
     def _observed(self, message: ObservationMessage) -> None:
         observation: Observation = observation_from_message(message)
+        if not self._tasks.wanted(observation.instruction):
+            return
         if self._needs_state:
             self._matcher.observation(observation)
         else:
@@ -154,6 +168,7 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
         now_ns = self.now_ns()
         with self._lock:
             self._newest = decision
+        self._tasks.decided(decision)
         self._chunks.publish(chunk_to_message(decision.chunk, now_ns))
         self._statistics.publish(statistics_to_message(decision.statistics, now_ns))
 
@@ -169,18 +184,6 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
         with self._lock:
             decision = self._newest
         return tree_response(decision, response, self.now_ns())
-
-    def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._matcher.clear()
-        self._planner.reset()
-        response.success = True
-        return response
-
-    def _pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._planner.pause(request.data)
-        response.success = True
-        response.message = "paused" if request.data else "deciding"
-        return response
 
     def _report(self) -> Report:
         with self._lock:

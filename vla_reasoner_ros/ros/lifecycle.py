@@ -14,12 +14,15 @@ A node of this package subclasses :class:`LifecycleNode`, overrides ``configure`
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -41,8 +44,12 @@ from vla_reasoner_ros.ros.parameters import NodeParameters
 STOP_TIMEOUT_S = 1.5
 """Wall-clock seconds from a signal until a node that does not end by itself is ended."""
 
-EXECUTOR_THREADS = 4
-"""The node's own work, parameters, a lifecycle transition, and one to answer about the state."""
+EXECUTOR_THREADS = 6
+"""The node's own work, parameters, a lifecycle transition, one to answer about the state, and two
+actions: one that ends while the next begins."""
+
+GRACE_S = 0.5
+"""Wall-clock seconds that a thread of the node's own has to end when the process ends."""
 
 UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"
 
@@ -67,7 +74,12 @@ class BaseParameters:
     )
 
 
+class ProcessEndingError(VlaReasonerError):
+    """A transition was given up because the process was told to end."""
+
+
 P = TypeVar("P", bound=BaseParameters)
+T = TypeVar("T")
 
 
 class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
@@ -91,6 +103,8 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         stop_reason: why the node is not active; empty when all is well.
         dropped: callback name to how many messages were dropped as unusable since configure, and
             the newest reason.
+        ending: set when the process was told to end.
+        abandoned: whether a thread was left at work because the process ends.
     """
 
     parameters_class: type[P]
@@ -104,6 +118,8 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         self.dropped: dict[str, tuple[int, str]] = {}
         self.work = MutuallyExclusiveCallbackGroup()
         self.exclusive = threading.RLock()
+        self.ending = threading.Event()
+        self.abandoned = False
         self._declared: NodeParameters[P] = NodeParameters(
             self, self.parameters_class, self._is_configured, self._parameters_changed
         )
@@ -192,6 +208,39 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         self.dropped[name] = (count + 1, reason)
         self.get_logger().warning(f"{name}: dropped: {reason}", throttle_duration_sec=1.0)
 
+    def finished(self, work: Future[Any], timeout: float = math.inf) -> bool:
+        """Wait for work in another thread, but not longer than a process that ends may.
+
+        Args:
+            work: what to wait for.
+            timeout: wall-clock seconds while the process does not end.
+        """
+        end = time.monotonic() + timeout
+        while not work.done():
+            now = time.monotonic()
+            if self.ending.is_set():
+                return not wait([work], GRACE_S).not_done
+            if now >= end:
+                return False
+            wait([work], min(0.05, end - now))
+        return True
+
+    def result_of(self, work: Future[T]) -> T:
+        """The result of work in another thread.
+
+        Raises:
+            ProcessEndingError: the process ends before.
+        """
+        if not self.finished(work):
+            raise ProcessEndingError("the process is ending")
+        return work.result()
+
+    def end_thread(self, thread: ThreadPoolExecutor, last: Callable[[], None]) -> None:
+        """Let a thread end, after ``last``; one that does not is left behind at the very end."""
+        done = thread.submit(last)
+        thread.shutdown(wait=False)
+        self.abandoned = not self.finished(done) or self.abandoned
+
     def start(self) -> bool:
         """Configure and activate; whether both succeeded, else :attr:`stop_reason` says why."""
         with self.exclusive:
@@ -272,6 +321,9 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         with self.exclusive:
             try:
                 action()
+            except ProcessEndingError as error:
+                self.get_logger().info(f"did not {what}: {error}")
+                return False
             except Exception as error:
                 reason = f"cannot {what}: {error or repr(error)}"
                 self.stop_reason = self.stop_reason or reason
@@ -331,8 +383,8 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     The node's callbacks run in a pool of threads; this thread waits for signals, so that the node
     can still publish while it deactivates. What does not end in :data:`STOP_TIMEOUT_S` is ended.
 
-    The exit code is 0 after a signal, and 1 when an autostarted node cannot start or a callback
-    failed.
+    The exit code is 0 after a signal, also one that comes while the node starts, and 1 when an
+    autostarted node cannot start or a callback failed.
     """
     use_shared_memory(os.environ)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
@@ -341,6 +393,7 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _request_stop(stop))
     node = node_class(name)
+    node.ending = stop
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
 
@@ -358,7 +411,7 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
 
     spinner = threading.Thread(target=spin, name="executor")
     spinner.start()
-    started = node.start() if node.parameters.autostart else True
+    started = not node.parameters.autostart or node.start() or stop.is_set()
     if started:
         stop.wait()
     _end_if_stuck()
@@ -371,7 +424,13 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     # ends, Python's own handler is gone and the second would look like a crash.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    sys.exit(0 if started and not failures else 1)
+    code = 0 if started and not failures else 1
+    if node.abandoned:
+        node.get_logger().info("a thread that was still at work ends with the process")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _request_stop(stop: threading.Event) -> None:
