@@ -77,12 +77,12 @@ class World:
         self._task = tasks.TASKS[_TASK_NAMES[0]]
         self.unreachable_actions = 0
         """Actions since the reset whose target pose the arm could not reach within dt."""
-        self.controller = JointTrajectoryController(
+        self._controller = JointTrajectoryController(
             self.robot.joint_names,
             load_robot(scene.ROBOT, limits="full").limits,
             self.robot.home,
         )
-        """Takes joint trajectories for :meth:`advance`; its clock is :attr:`time_ns`."""
+        self._controller_behind = False
         self.reset(_TASK_NAMES[0], 0)
 
     def _index_model(self) -> None:
@@ -90,12 +90,20 @@ class World:
         self._tcp = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "tcp")
         self._block_address = {name: model.joint(name).qposadr[0] for name in scene.BLOCKS}
         self._block_body = {name: model.body(name).id for name in scene.BLOCKS}
-        self._block_of_body = {body: name for name, body in self._block_body.items()}
+        owner = model.geom_bodyid.tolist()
+        self._block_of_geom = {
+            geom: name
+            for name, body in self._block_body.items()
+            for geom in range(model.ngeom)
+            if owner[geom] == body
+        }
         self._mocap = {name: model.body(name).mocapid[0] for name in ("plate", "tray")}
         self._pads = {model.geom("left_pad").id: 0, model.geom("right_pad").id: 1}
         hand = model.body("hand").id
-        self._hand_bodies = {
-            body for body in range(model.nbody) if body == hand or model.body_parentid[body] == hand
+        self._hand_geoms = {
+            geom
+            for geom in range(model.ngeom)
+            if owner[geom] == hand or model.body_parentid[owner[geom]] == hand
         }
         self._finger_travel = model.joint("left_finger").range[1]
         arm = [model.actuator(name).id for name in self.robot.joint_names]
@@ -221,7 +229,7 @@ class World:
             data.ctrl[:7] = control
             mujoco.mj_step(model, data)
         self._commanded, self._commanded_rate = goal, rate
-        self.controller.hold(goal, self.time_ns)
+        self._controller_behind = True
         self._refresh()
         self._count_hold(dt)
 
@@ -261,6 +269,17 @@ class World:
         self._refresh()
         self._count_hold(duration_s)
 
+    @property
+    def controller(self) -> JointTrajectoryController:
+        """Takes joint trajectories for :meth:`advance`; its clock is :attr:`time_ns`.
+
+        After :meth:`apply` it stands at the joints that this has commanded.
+        """
+        if self._controller_behind:
+            self._controller.hold(self._commanded, self.time_ns)
+            self._controller_behind = False
+        return self._controller
+
     def command_gripper(self, opening: float) -> None:
         """Command the fingers.
 
@@ -293,14 +312,13 @@ class World:
         data = self.data
         touching: dict[str, set[int]] = {name: set() for name in scene.BLOCKS}
         touched = set()
-        geom_body = self.model.geom_bodyid
-        for first, second in data.contact.geom[: data.ncon]:
+        for first, second in data.contact.geom[: data.ncon].tolist():
             for own, other in ((first, second), (second, first)):
-                name = self._block_of_body.get(int(geom_body[own]))
-                if name is not None and int(geom_body[other]) in self._hand_bodies:
+                name = self._block_of_geom.get(own)
+                if name is not None and other in self._hand_geoms:
                     touched.add(name)
-                    if int(other) in self._pads:
-                        touching[name].add(self._pads[int(other)])
+                    if other in self._pads:
+                        touching[name].add(self._pads[other])
         blocks, yaws = {}, {}
         for name, body in self._block_body.items():
             blocks[name] = data.xpos[body].copy()
@@ -366,7 +384,8 @@ class World:
                 self._held_out,
             ),
         )
-        running = self.controller.get_state() if self.controller.active else ()
+        moving = not self._controller_behind and self._controller.active
+        running = self._controller.get_state() if moving else ()
         return np.concatenate([physics, *own, running])
 
     def set_state(self, state: FloatArray) -> None:
@@ -393,8 +412,7 @@ class World:
         self.unreachable_actions = int(own[23])
         self._task = tasks.TASKS[_TASK_NAMES[int(own[24])]]
         self._seed, self._held_out = int(own[25]), bool(own[26])
-        if not len(running):
-            self.controller.hold(self._commanded, self.time_ns)
+        self._controller_behind = not len(running)
         self._refresh()
 
     # -- seeing -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
 from vla_reasoner_ros.sim.scene import BLOCKS, SceneHook
+from vla_reasoner_ros.sim.tasks import get_task, progress
 from vla_reasoner_ros.sim.world import ACTION_SPEC, World
 from vla_reasoner_ros.types import FloatArray, Observation
 from vla_reasoner_ros.world_models.base import Slots
@@ -149,7 +150,7 @@ class SimulatorWorldModel:
         state = self._world.true_state()
         return _Slot(
             state=self._world.get_state(),
-            progress=self._world.progress(),
+            progress=progress(get_task(self._world.task), state),
             landmarks=np.stack([state.tcp, *(state.blocks[name] for name in BLOCKS)]),
         )
 
