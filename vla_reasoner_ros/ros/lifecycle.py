@@ -13,6 +13,7 @@ A node of this package subclasses :class:`LifecycleNode`, overrides ``configure`
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import math
 import os
@@ -38,11 +39,13 @@ from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.parameters import parameter
 from vla_reasoner_ros.ros.clock import on_jump_back
 from vla_reasoner_ros.ros.diagnostics import Level, Report, Updater
+from vla_reasoner_ros.ros.endpoints import Endpoints
 from vla_reasoner_ros.ros.middleware import use_shared_memory
 from vla_reasoner_ros.ros.parameters import NodeParameters
 
 STOP_TIMEOUT_S = 1.5
-"""Wall-clock seconds from a signal until a node that does not end by itself is ended."""
+"""Wall-clock seconds that a node may take after a signal for each step of its end: to begin it, to
+stop, to let its threads go and to leave the middleware. One that takes longer is ended."""
 
 EXECUTOR_THREADS = 6
 """The node's own work, parameters, a lifecycle transition, one to answer about the state, and two
@@ -132,6 +135,7 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
         self.diagnostics.add("state", self._report_state)
+        self._endpoints = Endpoints(self)
         self._jump_handle = on_jump_back(self.get_clock(), self._clock_jumped_back)
         self._permanent = self._entities()
 
@@ -174,6 +178,28 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         """Forget what is dated by the old time; ``seconds`` is the jump, negative."""
 
     # Helpers for nodes.
+
+    def create_subscription(
+        self, kind: Any, topic: str, callback: Any, profile: Any, **options: Any
+    ) -> Any:
+        """Subscribe as :class:`rclpy.node.Node` does, with overrides of the quality of service."""
+        options = self._with_overrides("subscription", topic, profile, options)
+        return super().create_subscription(kind, topic, callback, **options)
+
+    def create_lifecycle_publisher(
+        self, kind: Any, topic: str, profile: Any, **options: Any
+    ) -> Any:
+        """A managed publisher, with overrides of the quality of service."""
+        options = self._with_overrides("publisher", topic, profile, options)
+        return super().create_lifecycle_publisher(kind, topic, **options)
+
+    def _with_overrides(
+        self, role: str, topic: str, profile: Any, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        endpoints = self.__dict__.get("_endpoints")
+        if endpoints is None:  # one of rclpy's own, while the node is being made
+            return {"qos_profile": profile, **options}
+        return {**getattr(endpoints, role)(topic, profile), **options}
 
     def guarded(
         self, name: str, callback: Callable[..., None], *, while_inactive: bool = False
@@ -296,6 +322,8 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         self.dropped.clear()
         self._declared.require_valid()
         self.configure()
+        self._endpoints.require_used()
+        self.diagnostics.add("topics", self._endpoints.report)
 
     def _release(self) -> bool:
         """The one teardown path."""
@@ -311,6 +339,7 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         for kind, entities in self._entities().items():
             for entity in entities - self._permanent[kind]:
                 destroyers[kind](entity)
+        self._endpoints.clear()
         return done
 
     def _entities(self) -> dict[str, set[Any]]:
@@ -381,17 +410,23 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     """Run a node as this process until SIGINT or SIGTERM, then exit.
 
     The node's callbacks run in a pool of threads; this thread waits for signals, so that the node
-    can still publish while it deactivates. What does not end in :data:`STOP_TIMEOUT_S` is ended.
+    can still publish while it deactivates. What gets stuck for :data:`STOP_TIMEOUT_S` is ended.
 
     The exit code is 0 after a signal, also one that comes while the node starts, and 1 when an
-    autostarted node cannot start or a callback failed.
+    autostarted node cannot start, a callback failed or the node got stuck.
     """
     use_shared_memory(os.environ)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
+    stuck = _StuckTimer()
     failures: list[BaseException] = []
+
+    def request_stop(*_: object) -> None:
+        stuck.start()
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _request_stop(stop))
+        signal.signal(number, request_stop)
     node = node_class(name)
     node.ending = stop
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
@@ -414,12 +449,17 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     started = not node.parameters.autostart or node.start() or stop.is_set()
     if started:
         stop.wait()
-    _end_if_stuck()
-    node.stop()
-    executor.shutdown(timeout_sec=STOP_TIMEOUT_S)
-    spinner.join()
-    node.destroy_node()
-    rclpy.try_shutdown()
+    stuck.start()
+    for step in (
+        node.stop,
+        lambda: executor.shutdown(timeout_sec=STOP_TIMEOUT_S),
+        spinner.join,
+        node.destroy_node,
+        rclpy.try_shutdown,
+    ):
+        stuck.restart()
+        step()
+    stuck.restart()
     # Ctrl-C reaches a launched node twice, from the terminal and from launch; while the interpreter
     # ends, Python's own handler is gone and the second would look like a crash.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -433,17 +473,34 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     sys.exit(code)
 
 
-def _request_stop(stop: threading.Event) -> None:
-    _end_if_stuck()
-    stop.set()
+class _StuckTimer:
+    """Ends the process when :data:`STOP_TIMEOUT_S` pass between two calls of :meth:`restart`.
 
+    It counts its own turns: seconds in which the machine runs nothing are not held against the
+    node.
+    """
 
-def _end_if_stuck() -> None:
-    def end() -> None:
+    _TURN_S = 0.1
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._thread = threading.Thread(target=self._count, name="stuck timer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to count, once."""
+        if self._thread.ident is None:
+            self.restart()
+            with contextlib.suppress(RuntimeError):  # a signal between these lines has started it
+                self._thread.start()
+
+    def restart(self) -> None:
+        """Something was done: count anew."""
+        self._left = round(STOP_TIMEOUT_S / self._TURN_S)
+
+    def _count(self) -> None:
+        while self._left > 0:
+            time.sleep(self._TURN_S)
+            self._left -= 1
         print(f"not ended after {STOP_TIMEOUT_S} s; where the threads are:", file=sys.stderr)
         faulthandler.dump_traceback()
         os._exit(1)
-
-    timer = threading.Timer(STOP_TIMEOUT_S, end)
-    timer.daemon = True
-    timer.start()
