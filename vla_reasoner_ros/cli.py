@@ -56,6 +56,10 @@ VERBS: dict[str, Verb] = {
         "closed-loop success with and without search on paired seeds",
         "vla_reasoner_ros.evaluation.evaluate",
     ),
+    "replay": Verb(
+        "a recorded bag through the same ingest and planner as live",
+        "vla_reasoner_ros.evaluation.replay",
+    ),
     "report": Verb("write an HTML report of an evaluation", "vla_reasoner_ros.evaluation.report"),
 }
 
