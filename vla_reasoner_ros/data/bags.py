@@ -32,6 +32,7 @@ from rosbags.interfaces import (
     QosTime,
 )
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -187,7 +188,11 @@ class BagReader:
         """
         store = self._stores.get(message.type) or self._store(message)
         try:
-            return store.deserialize_cdr(message.data, message.type)
+            try:
+                return store.deserialize_cdr(message.data, message.type)
+            except SerdeError:
+                # Fast DDS aligns the elements of an empty sequence at the end: four bytes too many.
+                return store.deserialize_cdr(message.data[:-4], message.type)
         except Exception as error:  # whatever rosbags says of wrong bytes
             raise BagError(
                 f"{message.topic}: the message recorded at {message.time_ns} ns is no "
