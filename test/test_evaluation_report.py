@@ -10,6 +10,7 @@ import pytest
 from vla_reasoner_ros.data.images import encode_jpeg
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms, report, svg
+from vla_reasoner_ros.evaluation.page.trees import root_candidates
 from vla_reasoner_ros.evaluation.records import (
     DecisionRecord,
     EpisodeRecord,
@@ -60,7 +61,15 @@ def decided():
     decision = reasoner.decide(world.observation())
     tree = {
         name: np.asarray(getattr(decision.tree, name)).ravel().tolist()
-        for name in ("parents", "visits", "values", "priors", "origins", "ee_positions")
+        for name in (
+            "parents",
+            "visits",
+            "values",
+            "leaf_values",
+            "priors",
+            "origins",
+            "ee_positions",
+        )
     }
     picture = encode_jpeg(world.render("overview", 300, 400), 80)
     world.close()
@@ -111,7 +120,7 @@ def test_the_page_stands_alone_and_says_what_was_found(record, decided, tmp_path
 
 def test_every_listed_candidate_is_found_in_the_tree(decided):
     statistics, tree, _ = decided
-    roots = report._root_candidates(tree, statistics)
+    roots = root_candidates(tree, statistics)
     assert set(roots) == set(statistics["candidate_ids"])
     assert len(set(roots.values())) == len(roots)
     for number, value in zip(

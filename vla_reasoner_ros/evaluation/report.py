@@ -6,8 +6,8 @@ import argparse
 import base64
 import json
 import math
-import string
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ import numpy as np
 
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import summary, svg
+from vla_reasoner_ros.evaluation.page import assembly
+from vla_reasoner_ros.evaluation.page.moments import Recording, from_run
+from vla_reasoner_ros.evaluation.page.packing import pack
+from vla_reasoner_ros.evaluation.page.trees import principal_path, root_candidates
 from vla_reasoner_ros.evaluation.records import (
     Arm,
     DecisionRecord,
@@ -26,11 +30,11 @@ from vla_reasoner_ros.evaluation.records import (
 )
 from vla_reasoner_ros.evaluation.statistics import Proportion
 from vla_reasoner_ros.files import write_atomically
-from vla_reasoner_ros.paths import share_directory
 
 SHOWN_CANDIDATES = 8
 STRIP_PICTURES = 6
 THUMBNAIL_WIDTH = 320
+EXPLORER_PICTURE_WIDTH = 640
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,21 +61,60 @@ def run(arguments: argparse.Namespace) -> int:
             f"results {arguments.results}: not what `evaluate --json` writes: {error!r}"
         ) from error
     path = arguments.html or arguments.results.with_suffix(".html")
-    write_report(path, record)
+    left_out = write_report(path, record)
+    if left_out:
+        print(f"vla-reasoner report: {left_out}", file=sys.stderr)
     print(path)
     return 0
 
 
-def write_report(path: str | Path, record: RunRecord) -> None:
-    """Write the report of a run, atomically."""
+def write_report(path: str | Path, record: RunRecord) -> str:
+    """Write the report of a run, atomically.
+
+    Returns:
+        What had to be left out and why, in a sentence; empty when nothing was.
+    """
     sections = [_opening(record), _success_section(record), _time_section(record)]
-    sections += [_episode_section(record, episodes) for episodes in _shown_cases(record)]
-    sections.append(_facts_section(record))
-    template = string.Template(
-        (share_directory() / "resource" / "report" / "page.html").read_text(encoding="utf-8")
-    )
-    page = template.substitute(title=escape(record.title), body="\n".join(sections))
-    write_atomically(path, page.encode())
+    last = [_episode_section(record, episodes) for episodes in _shown_cases(record)]
+    last.append(_facts_section(record.facts))
+    return write_page(path, record.title, sections, from_run(record), EXPLORER_PICTURE_WIDTH, last)
+
+
+def write_page(
+    path: str | Path,
+    title: str,
+    before: Sequence[str],
+    recordings: Iterable[Recording],
+    picture_width: int,
+    after: Sequence[str] = (),
+) -> str:
+    """Write a page with the explorer between sections of HTML, atomically.
+
+    Args:
+        path: the file.
+        title: of the page, plain text.
+        before: sections above the explorer.
+        recordings: what the explorer shows; without any decision it is left out.
+        picture_width: pictures in the explorer that are wider are made smaller, pixels.
+        after: sections below.
+
+    Returns:
+        What had to be left out and why, in a sentence; empty when nothing was.
+
+    Raises:
+        ConfigurationError: a recording is not what the explorer needs.
+    """
+    count, scripts = pack(recordings, picture_width)
+    missing = ""
+    middle = [assembly.explorer_section()] if count else []
+    try:
+        content = assembly.page(title, "\n".join([*before, *middle, *after]), scripts * bool(count))
+    except assembly.MissingLibraryError as error:
+        missing = f"The explorer of single decisions was left out: {error}."
+        middle = [f'<section><p class="note">{escape(missing)}</p></section>']
+        content = assembly.page(title, "\n".join([*before, *middle, *after]))
+    write_atomically(path, content)
+    return missing
 
 
 def _opening(record: RunRecord) -> str:
@@ -265,7 +308,7 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
     statistics, tree = decision.statistics, decision.tree
     assert tree is not None
     assert decision.picture is not None
-    roots = _root_candidates(tree, statistics)
+    roots = root_candidates(tree, statistics)
     chosen, policy = statistics["chosen_id"], 0
     nodes = [
         svg.TreeNode(int(p), int(n), float(v), str(o))
@@ -278,8 +321,8 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
     verdict = (
         f"chose candidate {chosen} over the policy's own: value "
         f"{statistics['chosen_value']:.3f} against {statistics['policy_value']:.3f} (margin "
-        f"{statistics['margin']:.3f}, {statistics['margin_required']:.3f} needed); the arm got "
-        f"{100 * (1 - statistics['alpha']):.0f} % of it"
+        f"{statistics['margin']:.3f}, {statistics['margin_required']:.3f} needed), alpha "
+        f"{statistics['alpha']:.2f}"
         if statistics["deviated"]
         else f"kept the policy's own chunk: the best other was worth {statistics['margin']:+.3f}, "
         f"{statistics['margin_required']:.3f} needed"
@@ -306,7 +349,7 @@ def _imagined(record: RunRecord, decision: DecisionRecord, roots: Mapping[int, i
     paths = []
     if record.projection is not None and len(points) == len(tree["parents"]):
         for candidate, node in roots.items():
-            line = project(record.projection, points[_principal_path(tree, node)])
+            line = project(record.projection, points[principal_path(tree, node)])
             if np.isfinite(line).all():
                 chosen = candidate == decision.statistics["chosen_id"]
                 role = "chosen" if chosen else "policy" if candidate == 0 else "rejected"
@@ -316,32 +359,6 @@ def _imagined(record: RunRecord, decision: DecisionRecord, roots: Mapping[int, i
                 )
                 paths.append((line, role, title))
     return svg.paths_over_image(uri, record.picture_size, paths)
-
-
-def _root_candidates(tree: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[int, int]:
-    """Candidate id to node: the root's child with the candidate's visits, value and prior."""
-    free = [i for i, parent in enumerate(tree["parents"]) if parent == 0]
-    columns = (statistics[f"candidate_{name}"] for name in ("ids", "visits", "values", "priors"))
-    found = {}
-    for number, visits, value, prior in zip(*columns, strict=True):
-        same = [i for i in free if tree["visits"][i] == visits]
-        if same:
-            found[number] = min(
-                same,
-                key=lambda i: abs(tree["values"][i] - value) + abs(tree["priors"][i] - prior),
-            )
-            free.remove(found[number])
-    return found
-
-
-def _principal_path(tree: Mapping[str, Any], node: int) -> list[int]:
-    path = [0, node]
-    while True:
-        children = [i for i, parent in enumerate(tree["parents"]) if parent == path[-1]]
-        visited = [i for i in children if tree["visits"][i] > 0]
-        if not visited:
-            return path
-        path.append(max(visited, key=lambda i: tree["visits"][i]))
 
 
 def _candidate_table(statistics: Mapping[str, Any]) -> str:
@@ -365,10 +382,10 @@ def _candidate_table(statistics: Mapping[str, Any]) -> str:
     )
 
 
-def _facts_section(record: RunRecord) -> str:
+def _facts_section(facts: Sequence[tuple[str, str]]) -> str:
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td><code>{escape(text)}</code></td></tr>"
-        for name, text in record.facts
+        for name, text in facts
     )
     return f"<section><h2>How to repeat this</h2><table>{rows}</table></section>"
 
