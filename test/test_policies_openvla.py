@@ -146,7 +146,7 @@ def test_the_statistics_of_a_fine_tune_go_over_those_of_the_configuration(weight
 
 
 def test_pickles_are_refused_unless_allowed_by_name_and_then_warned_of(folder, caplog):
-    with pytest.raises(ConfigurationError, match="is a pickle.*allow_pickle"):
+    with pytest.raises(ConfigurationError, match=r"is a pickle.*allow_pickle"):
         load(
             folder,
             tiny.convention(horizon=HORIZON, state={"state": ["ee_position"]}),
@@ -164,7 +164,7 @@ class Payload:
 
 def test_even_an_allowed_pickle_runs_no_code(folder):
     torch.save({"fc1.weight": Payload()}, folder / "evil.pt")
-    with pytest.raises(ConfigurationError, match="evil.pt: UnpicklingError"):
+    with pytest.raises(ConfigurationError, match=r"evil\.pt: UnpicklingError"):
         oft(folder, proprio="evil.pt")
 
 

@@ -106,6 +106,7 @@ class Link:
             return future.result(self._deadlines.total)
         except FutureTimeout:
             future.cancel()
+            self.connected.clear()
             self._cut()
             raise ModelError(
                 f"policy {NAME}: no answer of {self.uri} in {self._deadlines.total} s altogether"
@@ -138,25 +139,18 @@ class Link:
     def _run(self) -> None:
         delay = self._deadlines.backoff
         while not self._ending.is_set():
-            connection: ClientConnection | None = None
+            before = self.connections
             try:
-                connection = self._connect()
-                delay = self._deadlines.backoff
-                self._serve(connection)
+                self._connect_and_serve()
             except Exception as error:  # Whatever a network does, the next attempt starts clean.
                 self._trouble = _told(error)
-            finally:
-                self.connected.clear()
-                self._refuse_waiting()
-                if connection is not None:
-                    self._cut()
-                    connection.close_socket()
-                self._socket = None
+            self._refuse_waiting()
+            delay = self._deadlines.backoff if self.connections > before else delay
             self._ending.wait(delay)
             delay = min(2.0 * delay, self._deadlines.most_backoff)
 
-    def _connect(self) -> ClientConnection:
-        connection = connect(
+    def _connect_and_serve(self) -> None:
+        with connect(
             self.uri,
             compression=None,
             max_size=self._max_bytes,
@@ -166,20 +160,20 @@ class Link:
             ping_interval=None,
             proxy=None,
             additional_headers=self._headers or None,
-        )
-        self._socket = connection.socket
-        try:
-            metadata = wire.unpack(_binary(connection.recv(timeout=self._deadlines.connect)))
-            if not isinstance(metadata, dict):
-                raise ModelError(f"its metadata is {type(metadata).__name__}, expected a mapping")
-        except Exception:
-            self._cut()
-            connection.close_socket()
-            raise
-        self.metadata = metadata
-        self.connections += 1
-        self.connected.set()
-        return connection
+        ) as connection:
+            self._socket = connection.socket
+            try:
+                metadata = wire.unpack(_binary(connection.recv(timeout=self._deadlines.connect)))
+                if not isinstance(metadata, dict):
+                    raise ModelError(f"its metadata is {type(metadata).__name__}, not a mapping")
+                self.metadata = metadata
+                self.connections += 1
+                self.connected.set()
+                self._serve(connection)
+            finally:
+                self.connected.clear()
+                self._cut()
+                self._socket = None
 
     def _serve(self, connection: ClientConnection) -> None:
         """Answer requests until the connection fails."""
