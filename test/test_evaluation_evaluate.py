@@ -1,12 +1,15 @@
 import argparse
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from vla_reasoner_ros.errors import ConfigurationError
-from vla_reasoner_ros.evaluation import arms, evaluate
+from vla_reasoner_ros.evaluation import arms, evaluate, real_time
 from vla_reasoner_ros.evaluation.closed_loop import run_episode
-from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Settings, run_cases
+from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
+from vla_reasoner_ros.executor import EngineSettings
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
 
@@ -83,6 +86,20 @@ def test_an_arm_is_what_it_is_whatever_the_user_sets():
     assert arms.component_parameters("oracle", overrides).world_model == "simulator"
 
 
+def test_search_is_what_is_shipped_or_what_the_user_names(monkeypatch):
+    red = SimpleNamespace(passed=False, reason="the card is red")
+    monkeypatch.setattr(arms, "world_model_verdict", lambda: red)
+    assert arms.component_parameters("search", {}).world_model == "none"
+    assert "the policy alone: the card is red" in arms.notes(["search"])[0]
+    named = {"planner.world_model": "simulator"}
+    assert arms.component_parameters("best_of_n", named).world_model == "simulator"
+    assert arms.component_parameters("search_learned", named).world_model == "latent"
+    green = SimpleNamespace(passed=True, reason="")
+    monkeypatch.setattr(arms, "world_model_verdict", lambda: green)
+    assert arms.component_parameters("search", {}).world_model == "latent"
+    assert arms.notes(["search"]) == []
+
+
 def test_the_true_simulator_is_never_hidden():
     assert any("true simulator" in note for note in arms.notes(["policy", "oracle"]))
     assert "true simulator" in arms.describe("search_simulator").description
@@ -139,11 +156,71 @@ def test_the_same_seed_gives_the_same_episode():
 def test_processes_find_what_one_process_finds():
     settings = Settings(limit=8)
     cases = [Case(task, 7, "policy") for task in list(TASKS)[:3]]
-    apart = dict(run_cases(cases, settings, jobs=2))
-    alone = dict(run_cases(cases, settings, jobs=1))
+    jobs = [Job(case, settings) for case in cases]
+
+    def found(workers):
+        results = run_cases(jobs, EngineSettings(workers=workers))
+        return {job.case: episode for job, episode in results}
+
+    apart, alone = found(2), found(1)
     assert apart.keys() == alone.keys() == set(cases)
     for case in cases:
         assert apart[case]["progress"] == pytest.approx(alone[case]["progress"], abs=1e-6)
+
+
+class Slow:
+    """The policy's decisions, each after a time that the test chooses."""
+
+    def __init__(self, reasoner, wait_s):
+        self.reasoner, self.wait_s = reasoner, wait_s
+        self.parameters = reasoner.parameters
+        self.reset = reasoner.reset
+        self.stamps, self.consumed = [], []
+
+    def decide(self, observation, actions_consumed):
+        self.stamps.append(observation.stamp_ns * 1e-9)
+        deadline = time.perf_counter() + self.wait_s
+        while time.perf_counter() < deadline:
+            time.sleep(0.01)
+        decision = self.reasoner.decide(observation, actions_consumed=actions_consumed)
+        self.consumed.append(decision.chunk.consumed)
+        return decision
+
+
+def test_time_does_not_wait_for_a_planner_that_thinks():
+    world, policy = World(), arms.make_reasoner("policy", {})
+    world.reset("lift_green", 5)
+    policy.warm_up(world.observation())
+    slow = Slow(policy, 0.45)
+    record = real_time.run_episode(
+        world, slow, task="lift_green", seed=5, arm="policy", executed=4, limit=20
+    )
+    world.close()
+    # Longer than the four actions after which a decision is due: each begins where one ended.
+    assert record.duration_s == pytest.approx(2.0)
+    assert len(slow.stamps) <= 5
+    gaps = [after - before for before, after in zip(slow.stamps, slow.stamps[1:], strict=False)]
+    assert all(gap >= 0.45 for gap in gaps)
+    # Nothing ran while the first decision was made; four actions or more during the others.
+    assert slow.consumed[0] == 0
+    assert all(consumed >= 4 for consumed in slow.consumed[1:])
+    assert record.rejections <= len(slow.stamps)
+
+
+def test_a_planner_that_is_quick_decides_when_its_actions_are_used_up():
+    world, policy = World(), arms.make_reasoner("policy", {})
+    world.reset("lift_green", 5)
+    policy.warm_up(world.observation())
+    record = real_time.run_episode(
+        world, policy, task="lift_green", seed=5, arm="policy", executed=4, limit=12
+    )
+    moved = world.true_state().tcp[2]
+    world.reset("lift_green", 5)
+    start = world.true_state().tcp[2]
+    world.close()
+    assert record.duration_s == pytest.approx(1.2)
+    assert record.rejections == 0
+    assert start - moved > 0.02  # the arm has come down to the block
 
 
 def test_an_evaluation_runs_to_its_table_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
@@ -155,9 +232,12 @@ def test_an_evaluation_runs_to_its_table_and_goes_on_where_it_was(tmp_path, caps
     assert results["overall"]["n"] == 1
     assert results["tasks"]["push_blue_back"]["success"]["policy"] in (0.0, 1.0)
     assert results["overall"]["decision_ms"]["policy"]["p50"] > 0.0
+    report = out.with_suffix(".md").read_text()
+    assert "| push_blue_back | 1 |" in report
+    assert out.with_suffix(".success.svg").read_text().startswith("<?xml")
 
     def never(*_):
         raise AssertionError("a finished episode was run again")
 
-    monkeypatch.setattr("vla_reasoner_ros.evaluation.runs.Worker.run", never)
+    monkeypatch.setattr("vla_reasoner_ros.evaluation.runs.Worker.__call__", never)
     assert evaluate.run(parsed(*words, "--episodes", "1", "--seed-start", "3")) == 0

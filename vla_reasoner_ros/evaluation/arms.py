@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vla_reasoner_ros.components import (
+    AUTO,
     LEARNED,
     NONE,
     ComponentParameters,
@@ -20,8 +21,10 @@ from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.parameters import SearchParameters
 
 SIMULATOR = "simulator"
-ALLOWED = "allowed"
-"""The learned world model where its report card is green, else the simulator."""
+TWIN = "twin"
+SHIPPED = AUTO
+"""What a planner drives with: the learned world model where its report card is green, else none. A
+user's ``planner.world_model`` takes its place."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Recipe:
 
     Attributes:
         label: as people read it.
-        world_model: a registered name, ``none``, or :data:`ALLOWED`.
+        world_model: a registered name, ``none``, or :data:`SHIPPED`.
         value: a registered name.
         search: search parameters that make the arm what it is.
     """
@@ -43,14 +46,16 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "policy": Recipe("policy alone", NONE),
-    "search": Recipe("search", ALLOWED),
-    "search_simulator": Recipe("search, true simulator", SIMULATOR),
-    "search_learned": Recipe("search, learned world model", LEARNED),
+    "search": Recipe("search", SHIPPED),
+    "best_of_n": Recipe("best of N", SHIPPED, search={"search.method": "best_of_n"}),
+    "shooting": Recipe("random shooting", SHIPPED, search={"search.method": "shooting"}),
+    "cem": Recipe("cross-entropy method", SHIPPED, search={"search.method": "cem"}),
+    "mppi": Recipe("MPPI", SHIPPED, search={"search.method": "mppi"}),
     "oracle": Recipe("oracle", SIMULATOR, value="privileged"),
-    "best_of_n": Recipe("best of N", ALLOWED, search={"search.method": "best_of_n"}),
-    "shooting": Recipe("random shooting", ALLOWED, search={"search.method": "shooting"}),
-    "cem": Recipe("cross-entropy method", ALLOWED, search={"search.method": "cem"}),
-    "mppi": Recipe("MPPI", ALLOWED, search={"search.method": "mppi"}),
+    "search_simulator": Recipe("search, true simulator", SIMULATOR),
+    "search_privileged": Recipe("search, privileged value", LEARNED, value="privileged"),
+    "search_learned": Recipe("search, learned world model", LEARNED),
+    "search_twin": Recipe("search, twin", TWIN),
 }
 
 
@@ -65,56 +70,72 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def world_model_of(name: str) -> tuple[str, str]:
-    """The world model that an arm gets, by name, and what must be said about the choice."""
+def world_model_of(name: str, overrides: Mapping[str, Any] | None = None) -> tuple[str, str]:
+    """The world model that an arm gets, by name, and why it is none where one was wanted.
+
+    Args:
+        name: the arm.
+        overrides: the user's parameters by full name.
+    """
     chosen = recipe(name).world_model
-    if chosen != ALLOWED:
+    if chosen == SHIPPED:
+        chosen = str((overrides or {}).get("planner.world_model", AUTO))
+    if chosen != AUTO:
         return chosen, ""
     verdict = world_model_verdict()
-    if verdict.passed:
-        return LEARNED, ""
-    return SIMULATOR, verdict.reason
+    return (LEARNED, "") if verdict.passed else (NONE, verdict.reason)
 
 
-def describe(name: str) -> Arm:
+def value_of(name: str, overrides: Mapping[str, Any] | None = None) -> str:
+    """The value that an arm gets, by name: its own where it has a special one, else the user's."""
+    own = recipe(name).value
+    if own != "progress":
+        return own
+    return str((overrides or {}).get("planner.value", own))
+
+
+def describe(name: str, overrides: Mapping[str, Any] | None = None) -> Arm:
     """The arm as tables and reports say it."""
-    world_model, _ = world_model_of(name)
+    label = recipe(name).label
+    world_model, reason = world_model_of(name, overrides)
     if world_model == NONE:
-        return Arm(name, recipe(name).label, "The frozen policy's own chunk, without search.")
-    model = (
-        "the true simulator as world model (it sees the true state)"
-        if world_model == SIMULATOR
-        else f"the learned world model {world_model!r}"
-    )
+        said = "The frozen policy's own chunk, without search"
+        return Arm(name, label, f"{said}: {reason}." if reason else f"{said}.")
+    model = {
+        SIMULATOR: "the true simulator as world model (it sees the true state)",
+        TWIN: "the twin as world model (objects located from the images, dynamics by MuJoCo)",
+    }.get(world_model, f"the learned world model {world_model!r}")
     value = (
-        "the simulator's true progress as value"
-        if recipe(name).value == "privileged"
+        "the task's own progress as value"
+        if value_of(name, overrides) == "privileged"
         else "the learned value"
     )
     method = str(recipe(name).search.get("search.method", "tree"))
-    means = "Tree search" if method == "tree" else recipe(name).label.capitalize()
-    return Arm(name, recipe(name).label, f"{means} with {model} and {value}.")
+    means = "Tree search" if method == "tree" else label.capitalize()
+    return Arm(name, label, f"{means} with {model} and {value}.")
 
 
-def notes(names: list[str]) -> list[str]:
+def notes(names: list[str], overrides: Mapping[str, Any] | None = None) -> list[str]:
     """What must be said about the arms so that no one takes them for more than they are."""
     said = []
     for name in names:
-        world_model, reason = world_model_of(name)
+        label = recipe(name).label.capitalize()
+        world_model, reason = world_model_of(name, overrides)
         if reason:
-            said.append(
-                f"{recipe(name).label.capitalize()} uses the true simulator as world model: "
-                f"{reason}."
-            )
+            said.append(f"{label} is the policy alone: {reason}.")
         elif world_model == SIMULATOR:
             said.append(
-                f"{recipe(name).label.capitalize()} imagines with the true simulator, which no "
-                "real robot has."
+                f"{label} imagines with the true simulator, which no real robot has: "
+                "an upper bound."
             )
         elif world_model == LEARNED and not (verdict := world_model_verdict()).passed:
             said.append(
-                f"{recipe(name).label.capitalize()} imagines with a learned model that may not "
-                f"drive yet: {verdict.reason}."
+                f"{label} imagines with a learned model that may not drive yet: {verdict.reason}."
+            )
+        if world_model not in (NONE, SIMULATOR) and value_of(name, overrides) == "privileged":
+            said.append(
+                f"{label} values what it imagined by the simulated task's own progress, which no "
+                "real robot has."
             )
     return said
 
@@ -141,8 +162,8 @@ def component_parameters(name: str, overrides: Mapping[str, Any]) -> ComponentPa
         ConfigurationError: an unknown name or a bad value.
     """
     given = {key: value for key, value in overrides.items() if key.startswith("planner.")}
-    world_model, _ = world_model_of(name)
-    own = {"planner.world_model": world_model, "planner.value": recipe(name).value}
+    world_model, _ = world_model_of(name, overrides)
+    own = {"planner.world_model": world_model, "planner.value": value_of(name, overrides)}
     return build(ComponentParameters, given | own, "planner.")
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from vla_reasoner_ros.evaluation.records import DecisionRecord, EpisodeRecord
+from vla_reasoner_ros.evaluation.records import EPISODE_ACTIONS, DecisionRecord, EpisodeRecord
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.sim.world import World
-
-EPISODE_ACTIONS = 100
 
 
 def run_episode(

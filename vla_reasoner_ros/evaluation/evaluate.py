@@ -1,7 +1,7 @@
 """Measure closed-loop success of several arms on the same scenes and seeds.
 
 Every finished episode is kept at once in a file of lines beside the results, so that an
-interrupted run goes on where it was.
+interrupted run goes on where it was. Beside the results lie a Markdown report and its plot.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ import yaml
 from vla_reasoner_ros import __version__
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
-from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Settings, run_cases
+from vla_reasoner_ros.evaluation.markdown import write_markdown
+from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
 from vla_reasoner_ros.evaluation.summary import summarise
+from vla_reasoner_ros.executor import ENGINES, EngineSettings
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.paths import MODELS_VARIABLE
+from vla_reasoner_ros.sim.scene import load_hook
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.training.progress import Progress
 
@@ -56,12 +59,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--held-out", action="store_true", help="instructions that training never saw"
     )
     parser.add_argument("--models", default="", help="folder of the weights (default: the shipped)")
-    parser.add_argument("--jobs", type=int, default=0, help="processes (default: all cores)")
+    parser.add_argument(
+        "--latency-true",
+        action="store_true",
+        help="the arm and the world go on while the planner thinks, by its measured time",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget episodes finished before")
+    add_engine_arguments(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say where the work is done."""
+    parser.add_argument("--jobs", type=int, default=0, help="workers (default: one for each core)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="processes here, or a Ray cluster"
+    )
+    parser.add_argument("--address", default="", help="of the Ray cluster (default: a local one)")
+
+
+def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
+    """Where the work is done.
+
+    Raises:
+        ConfigurationError: options that contradict one another.
+    """
+    return EngineSettings(arguments.engine, arguments.jobs, arguments.address)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing, then write the results and print the table."""
+    engine = engine_settings(arguments)
     if arguments.models:
         os.environ[MODELS_VARIABLE] = arguments.models
     names = arguments.arms.split(",")
@@ -69,43 +96,49 @@ def run(arguments: argparse.Namespace) -> int:
         overrides=parse_overrides(arguments.set),
         scene_hook=arguments.scene_hook,
         held_out=arguments.held_out,
+        latency_true=arguments.latency_true,
     )
+    cases = plan(arguments.tasks, arguments.episodes, arguments.seed_start, names)
     for name in names:
         arm_table.search_parameters(name, settings.overrides)
         arm_table.component_parameters(name, settings.overrides)
-    cases = plan(arguments.tasks, arguments.episodes, arguments.seed_start, names)
-    notes = arm_table.notes(names)
+    load_hook(settings.scene_hook)
+    notes = arm_table.notes(names, settings.overrides)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     store = EpisodeStore(
         arguments.json.with_suffix(".episodes.jsonl"), settings, fresh=arguments.fresh
     )
-    jobs = arguments.jobs or len(os.sched_getaffinity(0))
     progress = Progress("evaluate", len(cases), "episodes", done=len(store.finished(cases)))
-    missing = [case for case in cases if case not in store]
-    for case, episode in run_cases(missing, settings, jobs):
+    missing = [Job(case, settings) for case in cases if case not in store]
+    for job, episode in run_cases(missing, engine):
+        case = job.case
         store.add(case, episode)
         verdict = "success" if episode["success"] else episode["ending"]
         progress.update(
             len(store.finished(cases)), f"{case.arm} {case.task} {case.seed}: {verdict}"
         )
     episodes = store.finished(cases)
+    last = arguments.seed_start + arguments.episodes - 1
     results = summarise(episodes, names) | {
-        "arms": [asdict(arm_table.describe(name)) for name in names],
+        "arms": [asdict(arm_table.describe(name, settings.overrides)) for name in names],
         "notes": notes,
         "facts": {
             "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
             "version": __version__,
-            "seeds": f"{arguments.seed_start} to "
-            f"{arguments.seed_start + arguments.episodes - 1} of each task",
+            "seeds": f"{arguments.seed_start} to {last} of each task",
+            "time": "goes on while the planner thinks"
+            if settings.latency_true
+            else "stands still while the planner thinks",
             "models": settings.fingerprint()["models"],
         },
         "episodes": episodes,
     }
     write_atomically(arguments.json, (json.dumps(results, indent=1) + "\n").encode())
+    write_markdown(arguments.json.with_suffix(".md"), results)
     print(table(results, names))
-    print(f"results: {arguments.json}")
+    print(f"results: {arguments.json}, {arguments.json.with_suffix('.md')}")
     return 0
 
 

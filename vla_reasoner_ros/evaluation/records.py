@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+EPISODE_ACTIONS = 100
+"""Actions after which an episode is over."""
+
 
 @dataclass(frozen=True)
 class Arm:

@@ -1,27 +1,29 @@
-"""Many episodes in many processes, each kept on disk as soon as it is finished."""
+"""Many episodes on many workers, each kept on disk as soon as it is finished."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import signal
+import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vla_reasoner_ros.errors import ConfigurationError, VlaReasonerError
+from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
-from vla_reasoner_ros.evaluation.closed_loop import EPISODE_ACTIONS, run_episode
+from vla_reasoner_ros.evaluation.records import EPISODE_ACTIONS
+from vla_reasoner_ros.executor import EngineSettings, run_jobs
 from vla_reasoner_ros.files import write_atomically
-from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.paths import MODELS_VARIABLE, models_directory
 
+if TYPE_CHECKING:
+    from vla_reasoner_ros.reasoner import Reasoner
+    from vla_reasoner_ros.sim.world import World
 
-class EvaluationError(VlaReasonerError, RuntimeError):
-    """The evaluation could not go on; what is finished is kept."""
+REASONERS = 4
+"""Arms that a worker keeps loaded, the latest used."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Settings:
         scene_hook: FILE.py:FUNCTION, or empty.
         limit: actions per episode.
         held_out: instructions kept out of training.
+        latency_true: the world goes on while the planner thinks.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     scene_hook: str = ""
     limit: int = EPISODE_ACTIONS
     held_out: bool = False
+    latency_true: bool = False
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings, and hashes of the files that they depend on."""
@@ -57,7 +61,9 @@ class Settings:
             "scene_hook": _digest([hook]) if self.scene_hook else "",
             "limit": self.limit,
             "held_out": self.held_out,
-            "models": _digest(sorted(models_directory().glob("*.json"))),
+            "latency_true": self.latency_true,
+            "drives": arm_table.world_model_of("search", self.overrides)[0],
+            "models": _digest(sorted(set(models_directory().glob("*.json")) - {_report_card()})),
         }
 
 
@@ -105,92 +111,92 @@ class EpisodeStore:
         return [self._episodes[case] for case in cases if case in self._episodes]
 
 
+@dataclass(frozen=True)
+class Job:
+    """One episode to run."""
+
+    case: Case
+    settings: Settings
+
+
 def run_cases(
-    cases: Sequence[Case], settings: Settings, jobs: int
-) -> Iterator[tuple[Case, dict[str, Any]]]:
-    """Run episodes in processes and yield each when it is done; one job runs in this process.
+    jobs: Sequence[Job], engine: EngineSettings | None = None
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Run episodes and yield the summary of each when it is done; one worker runs in this process.
 
     Raises:
-        EvaluationError: a worker process died.
+        WorkerLost: an episode ended its worker again and again.
     """
-    if jobs == 1 or len(cases) == 1:
-        worker = Worker(settings)
-        for case in cases:
-            yield case, worker.run(case)
+    engine = engine or EngineSettings()
+    models = os.environ.get(MODELS_VARIABLE, "")
+    if engine.engine == "processes" and (engine.workers == 1 or len(jobs) == 1):
+        worker = Worker(models)
+        for job in jobs:
+            yield job, worker(job)
         return
-    pool = ProcessPoolExecutor(
-        max_workers=min(jobs, max(len(cases), 1)),
-        mp_context=get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(settings,),
-    )
-    try:
-        running: dict[Future[dict[str, Any]], Case] = {}
-        waiting = iter(cases)
-        while True:
-            while len(running) < 2 * jobs and (case := next(waiting, None)):
-                running[pool.submit(_run_in_worker, case)] = case
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise EvaluationError(
-            "a worker process died; finished episodes are kept, the same command goes on with "
-            "those that are missing"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from run_jobs(Worker, (models,), jobs, engine)
 
 
 class Worker:
-    """A world and the reasoners made so far: loading is paid once per process."""
+    """A world for each scene and the reasoners used last: loading is paid once.
 
-    def __init__(self, settings: Settings) -> None:
-        # Imported here: the simulator must choose its OpenGL in the process that renders.
-        from vla_reasoner_ros.sim.world import World
+    Args:
+        models: folder of the weights; empty takes the shipped ones.
+    """
 
-        self._settings = settings
-        self._world = World(settings.scene_hook or None)
-        self._reasoners: dict[str, Any] = {}
+    def __init__(self, models: str = "") -> None:
+        import torch
 
-    def run(self, case: Case) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        if models:
+            os.environ[MODELS_VARIABLE] = models
+        self._worlds: dict[str, World] = {}
+        self._reasoners: OrderedDict[str, Reasoner] = OrderedDict()
+
+    def __call__(self, job: Job) -> dict[str, Any]:
         """Run one episode; its summary."""
-        settings = self._settings
-        parameters = arm_table.search_parameters(case.arm, settings.overrides)
-        if case.arm not in self._reasoners:
-            reasoner = arm_table.make_reasoner(case.arm, settings.overrides, settings.scene_hook)
-            self._world.reset(case.task, case.seed, settings.held_out)
-            reasoner.warm_up(self._world.observation())
-            self._reasoners[case.arm] = reasoner
+        # Imported here: the simulator chooses its OpenGL in the process that renders.
+        from vla_reasoner_ros.evaluation import closed_loop, real_time
+
+        case, settings = job.case, job.settings
+        world = self._world(settings.scene_hook)
+        reasoner = self._reasoner(job, world)
+        run_episode = real_time.run_episode if settings.latency_true else closed_loop.run_episode
         return run_episode(
-            self._world,
-            self._reasoners[case.arm],
+            world,
+            reasoner,
             task=case.task,
             seed=case.seed,
             arm=case.arm,
-            executed=parameters.executed,
+            executed=reasoner.parameters.executed,
             limit=settings.limit,
             held_out=settings.held_out,
         ).summary()
 
+    def _world(self, scene_hook: str) -> World:
+        from vla_reasoner_ros.sim.world import World
 
-_worker: Worker | None = None
+        if scene_hook not in self._worlds:
+            self._worlds[scene_hook] = World(scene_hook or None)
+        return self._worlds[scene_hook]
+
+    def _reasoner(self, job: Job, world: World) -> Reasoner:
+        case, settings = job.case, job.settings
+        overrides = settings.overrides
+        key = json.dumps([case.arm, settings.scene_hook, overrides], sort_keys=True, default=str)
+        if key not in self._reasoners:
+            reasoner = arm_table.make_reasoner(case.arm, overrides, settings.scene_hook)
+            world.reset(case.task, case.seed, settings.held_out)
+            reasoner.warm_up(world.observation())
+            self._reasoners[key] = reasoner
+            if len(self._reasoners) > REASONERS:
+                self._reasoners.popitem(last=False)
+        self._reasoners.move_to_end(key)
+        return self._reasoners[key]
 
 
-def _start_worker(settings: Settings) -> None:
-    """Once in each process: one thread, and Ctrl-C is the parent's business."""
-    global _worker
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    _worker = Worker(settings)
-
-
-def _run_in_worker(case: Case) -> dict[str, Any]:
-    assert _worker is not None
-    return _worker.run(case)
+def _report_card() -> Path:
+    return models_directory() / "report_card.json"
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
