@@ -56,6 +56,7 @@ VERBS: dict[str, Verb] = {
         "closed-loop success with and without search on paired seeds",
         "vla_reasoner_ros.evaluation.evaluate",
     ),
+    "record": Verb("record what replay, training and reports need", "vla_reasoner_ros.ros.record"),
     "replay": Verb(
         "a recorded bag through the same ingest and planner as live",
         "vla_reasoner_ros.evaluation.replay",

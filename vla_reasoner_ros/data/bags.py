@@ -505,6 +505,7 @@ class BagWriter:
     ) -> None:
         self.path = Path(path)
         self.written = 0
+        self._failed = False
         self._plugin = StoragePlugin[storage.upper()]
         self._suffix = STORAGES[storage]
         self._compress = compress and storage == "mcap"
@@ -571,6 +572,7 @@ class BagWriter:
         try:
             self._writer.write(self._connections[topic], time_ns, data)
         except OSError as error:
+            self._failed = True
             raise BagError(f"bag {self.path}: {error.strerror}") from error
         self.written += len(data)
         self._in_part += len(data)
@@ -584,7 +586,10 @@ class BagWriter:
 
     def close(self) -> None:
         """Finish the bag; what a full disk leaves of it can still be read."""
-        self._finish()
+        if self._failed:
+            self._writer.abort()
+        else:
+            self._finish()
 
     def _begin(self) -> None:
         self._folder = self.path / f"part_{len(self._parts)}"
@@ -622,7 +627,8 @@ class BagWriter:
             self._parts.append(part)
             self._write_metadata()
         except OSError as error:
-            with contextlib.suppress(Exception):
+            self._failed = True
+            with contextlib.suppress(OSError):
                 self._writer.abort()
             raise BagError(
                 f"bag {self.path}: {error.strerror}; what was written before can be read"

@@ -12,6 +12,7 @@ import yaml
 
 from vla_reasoner_ros.components import ComponentParameters
 from vla_reasoner_ros.data.bags import BagReader
+from vla_reasoner_ros.data.recording import PARAMETERS_TOPIC
 from vla_reasoner_ros.errors import BagError, ConfigurationError
 from vla_reasoner_ros.parameters import build, declarations, dotted, flatten
 from vla_reasoner_ros.paths import models_directory
@@ -19,8 +20,6 @@ from vla_reasoner_ros.search.parameters import SearchParameters
 
 AUTO, RECORDED, PLANNER, EVERY = "auto", "recorded", "planner", "every"
 MOMENTS = (AUTO, RECORDED, PLANNER, EVERY)
-PARAMETERS_TOPIC = "parameters_snapshot"
-"""``std_msgs/String`` with the parameters of the nodes that ran, as a ROS parameter file."""
 EDGE = 1 << 20
 """Bytes at both ends of a bag's files that tell one bag from another."""
 

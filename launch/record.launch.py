@@ -1,0 +1,35 @@
+"""Record what replay, training and reports need, until Ctrl-C; see ``vla-reasoner record --help``.
+
+Example: ``ros2 launch vla_reasoner_ros record.launch.py contract:=sim out:=recordings/run1``
+"""
+
+import sys
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import ExecuteProcess, OpaqueFunction, Shutdown
+
+from vla_reasoner_ros.ros import bringup
+
+
+def launch_recorder(context: LaunchContext) -> list:
+    command = [sys.executable, "-m", "vla_reasoner_ros.cli", "record"]
+    for name in ("contract", "namespace", "out", "seconds"):
+        text = bringup.value(context, name)
+        if text:
+            command += [f"--{name}", text]
+    if bringup.is_true(context, "compress"):
+        command.append("--compress")
+    return [ExecuteProcess(cmd=command, output="screen", on_exit=Shutdown(reason="recorded"))]
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription(
+        [
+            bringup.argument("contract", "sim", "Contract by name, or the path of its YAML file."),
+            bringup.argument("namespace", "", "Namespace of nodes and topics."),
+            bringup.argument("out", "", "Folder to write; empty: recordings/ and the time."),
+            bringup.argument("seconds", "", "End after so many seconds; empty: at Ctrl-C."),
+            bringup.argument("compress", "false", "Compress by chunks.", bringup.TRUTH),
+            OpaqueFunction(function=launch_recorder),
+        ]
+    )
