@@ -191,15 +191,22 @@ def warm_up(reasoner: Reasoner, policy: Policy, world_model: WorldModel | None) 
 
 
 def blank(spec: PolicySpec, joints: int) -> Observation:
-    """An observation of nothing that fits a policy: grey images and a known instruction."""
+    """An observation of nothing that fits a policy: grey images and a known instruction.
+
+    Args:
+        spec: the policy's; the joints that it reads are there by their names.
+        joints: how many there are at least.
+    """
+    names = spec.joint_names
+    names += tuple(f"joint{i + 1}" for i in range(joints))[len(names) :]
     return Observation(
         stamp_ns=0,
         images={
             name: np.full((*size, 3), 128, dtype=np.uint8) for name, size in spec.cameras.items()
         },
-        joint_names=tuple(f"joint{i + 1}" for i in range(joints)),
-        joint_positions=np.zeros(joints),
-        joint_velocities=np.zeros(joints),
+        joint_names=names,
+        joint_positions=np.zeros(len(names)),
+        joint_velocities=np.zeros(len(names)),
         ee_position=np.array([0.5, 0.0, 0.3]),
         ee_quaternion=np.array([1.0, 0.0, 0.0, 0.0]),
         gripper=1.0,
