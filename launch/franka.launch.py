@@ -16,10 +16,14 @@ CONTROLLER = "joint_trajectory_controller"
 
 
 def launch_nodes(context: LaunchContext) -> list:
-    entities = bringup.arm_nodes(context, "contract/franka.yaml")
+    robot = bringup.value(context, "robot")
+    description = bringup.Description(
+        "franka_description", f"robots/{robot}/{robot}.urdf.xacro", {"hand": "true"}
+    )
+    entities = bringup.arm_nodes(context, "contract/franka.yaml", description)
     if not bringup.is_true(context, "start_driver"):
         return entities
-    if bringup.value(context, "robot") != "fr3":
+    if robot != "fr3":
         raise RuntimeError(
             "start_driver: franka_ros2 for Jazzy drives the FR3 only; start the driver of a Panda "
             "yourself"
@@ -29,7 +33,7 @@ def launch_nodes(context: LaunchContext) -> list:
         "franka_bringup",
         "franka.launch.py",
         {
-            "robot_type": bringup.value(context, "robot"),
+            "robot_type": robot,
             "robot_ip": bringup.required(context, "robot_ip", "the driver connects to it"),
             "namespace": namespace,
             "load_gripper": "true",

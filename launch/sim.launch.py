@@ -12,6 +12,11 @@ from launch.actions import OpaqueFunction
 from vla_reasoner_ros.ros import bringup
 from vla_reasoner_ros.sim.tasks import TASKS
 
+STANDSTILL = {True: 0.0, False: 2.0}
+"""Seconds of real time for which the simulated clock may stand; in lockstep that is how it is."""
+PATIENCE = {"controller_timeout": 1.0, "controller_wall_timeout": 3.0}
+"""The simulation may run on a small machine beside everything else."""
+
 
 def launch_nodes(context: LaunchContext) -> list:
     sim = bringup.node(
@@ -29,10 +34,14 @@ def launch_nodes(context: LaunchContext) -> list:
     controller = bringup.node(
         context,
         "arm_controller_node",
-        parameters={"enable_control": bringup.is_true(context, "enable_control")},
+        parameters={
+            "enable_control": bringup.is_true(context, "enable_control"),
+            "watchdog.max_clock_standstill": STANDSTILL[bringup.is_true(context, "lockstep")],
+        },
     )
+    deadman = bringup.node(context, "deadman_node", parameters=PATIENCE)
     return bringup.ordered_startup(
-        context, [sim, camera, controller, bringup.planner_node(context)]
+        context, [sim, camera, controller, deadman, bringup.planner_node(context)]
     )
 
 
@@ -69,6 +78,7 @@ def generate_launch_description() -> LaunchDescription:
                 "Send commands: true here because only a simulation can move.",
                 bringup.TRUTH,
             ),
+            bringup.rviz_argument(),
             OpaqueFunction(function=launch_nodes),
         ]
     )

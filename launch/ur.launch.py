@@ -15,14 +15,18 @@ CONTROLLER = "scaled_joint_trajectory_controller"
 
 
 def launch_nodes(context: LaunchContext) -> list:
-    entities = bringup.arm_nodes(context, "contract/ur.yaml")
+    robot = bringup.value(context, "robot")
+    description = bringup.Description(
+        "ur_description", "urdf/ur.urdf.xacro", {"name": "ur", "ur_type": robot}
+    )
+    entities = bringup.arm_nodes(context, "contract/ur.yaml", description)
     if not bringup.is_true(context, "start_driver"):
         return entities
     driver = bringup.driver(
         "ur_robot_driver",
         "ur_control.launch.py",
         {
-            "ur_type": bringup.value(context, "robot"),
+            "ur_type": robot,
             "robot_ip": bringup.required(context, "robot_ip", "the driver connects to it"),
             "initial_joint_controller": bringup.value(context, "controller"),
             "launch_rviz": "false",

@@ -1,4 +1,4 @@
-"""Write config/<node>.yaml and docs/parameters.md from the parameters that the code declares.
+"""Write config/<node>.yaml, config/schema/ and docs/parameters.md from the declared parameters.
 
 ``python scripts/parameter_docs.py`` writes them, with ``--check`` it only says which are out of
 date. Run it after ``make setup``, in the shell of ``scripts/environment.sh``.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 import textwrap
 import typing
@@ -25,6 +26,7 @@ NODES = {
     "camera_node": "CameraNode",
     "planner_node": "PlannerNode",
     "arm_controller_node": "ArmControllerNode",
+    "deadman_node": "DeadmanNode",
     "sim_node": "SimNode",
 }
 CONTRACT = {
@@ -48,7 +50,7 @@ def main() -> int:
             continue
         outdated.append(str(path.relative_to(ROOT)))
         if not check:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     verb = "out of date" if check else "written"
     print("\n".join(f"{name}: {verb}" for name in outdated) or "all up to date")
@@ -60,6 +62,8 @@ def files() -> Iterator[tuple[Path, str]]:
     declared = {node: list(declarations(_parameters_class(node))) for node in NODES}
     for node, parameters in declared.items():
         yield ROOT / "config" / f"{node}.yaml", node_yaml(node, parameters)
+        schema = json.dumps(node_schema(node, parameters), indent=2) + "\n"
+        yield ROOT / "config" / "schema" / f"{node}.json", schema
     yield ROOT / "docs" / "parameters.md", table_page(declared)
 
 
@@ -71,7 +75,12 @@ def _parameters_class(node: str) -> type:
 
 def node_yaml(node: str, parameters: list[Declaration]) -> str:
     """A ROS parameter file with every default, each below its description."""
-    lines = [f"# Parameters of {node} and their defaults.", f"# {ORIGIN}", "/**:"]
+    lines = [
+        f"# yaml-language-server: $schema=schema/{node}.json",
+        f"# Parameters of {node} and their defaults.",
+        f"# {ORIGIN}",
+        "/**:",
+    ]
     lines.append("  ros__parameters:")
     groups: list[str] = []
     for declaration in parameters:
@@ -91,6 +100,58 @@ def node_yaml(node: str, parameters: list[Declaration]) -> str:
         hidden = "# " if declaration.default == () else ""
         lines.append(f"{indent}{hidden}{leaf}: {_scalar(declaration.default)}")
     return "\n".join(lines) + "\n"
+
+
+def node_schema(node: str, parameters: list[Declaration]) -> dict[str, Any]:
+    """The JSON schema of a ROS parameter file of this node, for editors and checkers."""
+    own: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+    for declaration in parameters:
+        *path, leaf = declaration.name.split(".")
+        group = own
+        for name in path:
+            group = group["properties"].setdefault(
+                name, {"type": "object", "properties": {}, "additionalProperties": False}
+            )
+        group["properties"][leaf] = _leaf_schema(declaration)
+    own["properties"]["use_sim_time"] = {"type": "boolean", "description": "Time from /clock."}
+    own["properties"]["qos_overrides"] = {
+        "type": "object",
+        "description": "Overrides of the quality of service by topic (docs/interfaces.md).",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Parameters of {node}",
+        "description": ORIGIN,
+        "type": "object",
+        "patternProperties": {
+            rf"^(/\*\*|(/?[\w*]+)*/?{node})$": {
+                "type": "object",
+                "properties": {"ros__parameters": own},
+                "required": ["ros__parameters"],
+            }
+        },
+    }
+
+
+def _leaf_schema(declaration: Declaration) -> dict[str, Any]:
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    listed = typing.get_origin(declaration.type) is tuple
+    kind = typing.get_args(declaration.type)[0] if listed else declaration.type
+    item: dict[str, Any] = {"type": kinds[kind]}
+    if declaration.minimum is not None:
+        item["minimum"] = declaration.minimum
+    if declaration.maximum is not None:
+        item["maximum"] = declaration.maximum
+    if declaration.choices:
+        item["enum"] = list(declaration.choices)
+    schema = {"type": "array", "items": item} if listed else item
+    description = " ".join([declaration.description, *_constraints(declaration)])
+    default = declaration.default
+    return {
+        **schema,
+        "description": description,
+        "default": list(default) if listed else default,
+    }
 
 
 def _constraints(declaration: Declaration) -> list[str]:

@@ -1,4 +1,6 @@
 import importlib
+import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from vla_reasoner_ros import parameters as core
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import group, parameter
 from vla_reasoner_ros.ros.parameters import NodeParameters, descriptor
+from vla_reasoner_ros.search.parameters import SearchParameters
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "config").glob("*_node.yaml"))
@@ -231,3 +234,46 @@ def test_a_parameter_file_gives_the_defaults(path):
     cls = getattr(module, name).parameters_class
     content = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
     assert core.build(cls, core.dotted(content)) == cls()
+
+
+def unfit(value, schema, name=""):
+    """What of a value breaks a schema, in the few words that ours are made of."""
+    kinds = {"boolean": bool, "integer": int, "number": (int, float), "string": str}
+    if schema["type"] == "object":
+        for key, item in value.items():
+            if key not in schema["properties"]:
+                yield f"{name}{key} is unknown"
+            else:
+                yield from unfit(item, schema["properties"][key], f"{name}{key}.")
+    elif schema["type"] == "array":
+        for item in value:
+            yield from unfit(item, schema["items"], name)
+    elif not isinstance(value, kinds[schema["type"]]):
+        yield f"{name} is no {schema['type']}"
+    elif value < schema.get("minimum", value) or value > schema.get("maximum", value):
+        yield f"{name} is out of range"
+    elif value not in schema.get("enum", [value]):
+        yield f"{name} is no choice"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_parameter_file_fits_its_schema_and_a_wrong_one_does_not(path):
+    schema = json.loads((path.parent / "schema" / f"{path.stem}.json").read_text())
+    ((pattern, entry),) = schema["patternProperties"].items()
+    for key in ("/**", path.stem, f"/{path.stem}", f"/left/{path.stem}"):
+        assert re.match(pattern, key), key
+    assert not re.match(pattern, "another_node")
+    own = entry["properties"]["ros__parameters"]
+    content = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
+    assert list(unfit(content, own)) == []
+    assert list(unfit(content | {"diagnostics_period": 0.0}, own))
+    assert list(unfit(content | {"autostat": True}, own))
+
+
+def test_every_parameter_of_the_method_is_one_of_the_node():
+    method = (
+        "simulations deadline_ms wave selection exploration samples branching backup discount "
+        "pessimism margin alpha gripper_rule gate.enabled drift.threshold reuse depth seed method"
+    )
+    known = {declaration.name for declaration in core.declarations(SearchParameters)}
+    assert set(method.split()) <= known

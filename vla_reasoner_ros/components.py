@@ -119,6 +119,19 @@ def world_model_verdict(name: str = LEARNED, card: Path | None = None) -> Verdic
     )
 
 
+def device(component: Any) -> str:
+    """Where a component computes: what it says itself, or where its network lies; else the CPU."""
+    said = getattr(component, "device", None)
+    if said is not None:
+        return str(said)
+    for part in vars(component).values():
+        if isinstance(part, torch.nn.Module):
+            parameter = next(part.parameters(), None)
+            if parameter is not None:
+                return str(parameter.device)
+    return "cpu"
+
+
 def load_components(
     parameters: ComponentParameters, options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Components:

@@ -16,7 +16,7 @@ from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.contract import INSTRUCTION, load_contract
 from vla_reasoner_ros.data.ingest import NANOSECONDS, Ingest
 from vla_reasoner_ros.msg import Observation
-from vla_reasoner_ros.parameters import parameter
+from vla_reasoner_ros.parameters import group, parameter
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import (
@@ -25,7 +25,7 @@ from vla_reasoner_ros.ros.conversions import (
     observation_to_message,
     stamp_from_bytes,
 )
-from vla_reasoner_ros.ros.ingest_diagnostics import IngestDiagnostics
+from vla_reasoner_ros.ros.ingest_diagnostics import IngestDiagnostics, StreamThresholds
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
 
 NEVER_S = 3600.0
@@ -52,6 +52,12 @@ class CameraParameters(BaseParameters):
         "Instruction at the start, for those who publish none; the topic replaces it.",
         read_only=True,
     )
+    robot_description: str = parameter(
+        "",
+        "Text of a URDF whose kinematics replace the robot file's. Empty takes the robot file's.",
+        read_only=True,
+    )
+    diagnostics: StreamThresholds = group(StreamThresholds)
 
 
 class CameraNode(LifecycleNode[CameraParameters]):
@@ -64,7 +70,7 @@ class CameraNode(LifecycleNode[CameraParameters]):
         contract = load_contract(self.parameters.contract)
         robot = load_robot(self.parameters.robot or contract.moments.robot)
         contract = replace(contract, moments=replace(contract.moments, robot=robot.name))
-        self._ingest = Ingest(contract, Kinematics(robot))
+        self._ingest = Ingest(contract, Kinematics(robot, self.parameters.robot_description))
         if self.parameters.instruction:
             self._ingest.set_instruction(self.parameters.instruction, self.now_ns())
         self._publisher = self.create_lifecycle_publisher(Observation, "observation", qos.STATE)
@@ -100,7 +106,7 @@ class CameraNode(LifecycleNode[CameraParameters]):
             qos.LATCHED,
             callback_group=self.work,
         )
-        reports = IngestDiagnostics(self._ingest)
+        reports = IngestDiagnostics(self._ingest, lambda: self.parameters.diagnostics)
         self.diagnostics.hardware_id = robot.name
         self.diagnostics.add("observations", reports.observations)
         for name in self._ingest.statistics:

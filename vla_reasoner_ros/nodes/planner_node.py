@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +20,8 @@ from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import chunk_to_message, observation_from_message
-from vla_reasoner_ros.ros.diagnostics import Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
-from vla_reasoner_ros.ros.planning import Faults, report, tree_response
+from vla_reasoner_ros.ros.planning import DecisionRecord, DecisionThresholds, tree_response
 from vla_reasoner_ros.ros.reports import statistics_to_message
 from vla_reasoner_ros.ros.tasks import TaskServer
 from vla_reasoner_ros.search.parameters import SearchParameters
@@ -43,6 +40,7 @@ class PlannerParameters(BaseParameters):
     planner: ComponentParameters = group(ComponentParameters)
     search: SearchParameters = group(SearchParameters)
     task: TaskParameters = group(TaskParameters)
+    diagnostics: DecisionThresholds = group(DecisionThresholds)
 
 
 class PlannerNode(LifecycleNode[PlannerParameters]):
@@ -68,10 +66,7 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
             self._failed,
         )
         self._matcher = StateMatcher(self._planner.offer)
-        self._lock = threading.Lock()
-        self._newest: Decision | None = None
-        self._errors = 0
-        self._last_error = ""
+        self._record = DecisionRecord(self._components, lambda: self.parameters.diagnostics)
         self._chunks = self.create_lifecycle_publisher(
             ActionChunkMessage, "action_chunk", qos.COMMAND
         )
@@ -99,7 +94,11 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
             GetSearchTree, "~/get_search_tree", self._get_tree, callback_group=self.work
         )
         self._tasks.connect(self._planner, self._new_episode)
-        self.diagnostics.add("decisions", self._report)
+        self.diagnostics.add(
+            "decisions",
+            lambda: self._record.decisions(self._matcher.unmatched, self._planner.paused),
+        )
+        self.diagnostics.add("models", self._record.models)
         if self._components.reason:
             self.get_logger().warning(f"the plain policy drives: {self._components.reason}")
 
@@ -119,6 +118,7 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
     def activate(self) -> None:
         """Begin an episode."""
         self._tasks.activate()
+        self._record.awaken()
         self._planner.start()
 
     def deactivate(self) -> None:
@@ -130,14 +130,14 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
 
     def teardown(self) -> None:
         """Let go of the models."""
-        self.diagnostics.remove("decisions")
+        self.diagnostics.keep("state")
         self._tasks.disconnect()
         thread = self.__dict__.pop("_thread", None)
         if thread is not None:
             self.end_thread(thread, self._unload)  # models end where they were made
 
     def _unload(self) -> None:
-        for name in ("_planner", "_components"):
+        for name in ("_planner", "_components", "_matcher", "_record"):
             self.__dict__.pop(name, None)
 
     def parameters_changed(self, parameters: PlannerParameters) -> None:
@@ -166,30 +166,18 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
 
     def _publish(self, decision: Decision) -> None:
         now_ns = self.now_ns()
-        with self._lock:
-            self._newest = decision
+        self._record.decided(decision)
         self._tasks.decided(decision)
         self._chunks.publish(chunk_to_message(decision.chunk, now_ns))
         self._statistics.publish(statistics_to_message(decision.statistics, now_ns))
 
     def _failed(self, error: Exception) -> None:
-        self._errors += 1
-        self._last_error = str(error)
-        trace = "" if isinstance(error, VlaReasonerError) else "\n" + traceback.format_exc()
-        self.get_logger().error(f"no decision: {error}{trace}", throttle_duration_sec=1.0)
+        self.get_logger().error(self._record.failed(error), throttle_duration_sec=1.0)
 
     def _get_tree(
         self, request: GetSearchTree.Request, response: GetSearchTree.Response
     ) -> GetSearchTree.Response:
-        with self._lock:
-            decision = self._newest
-        return tree_response(decision, response, self.now_ns())
-
-    def _report(self) -> Report:
-        with self._lock:
-            decision = self._newest
-        faults = Faults(self._errors, self._last_error, self._matcher.unmatched)
-        return report(self._components, decision, faults, self._planner.paused)
+        return tree_response(self._record.newest, response, self.now_ns())
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ installation. Nothing that moves an arm is ever respawned: a process that dies e
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
+from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
 from vla_reasoner_ros.paths import share_directory
@@ -53,10 +56,21 @@ def common_arguments(*, use_sim_time: str = "false") -> list[DeclareLaunchArgume
         argument(
             "namespace",
             "",
-            "Namespace of all nodes and relative topics, for two arms in one graph.",
+            "Namespace of all nodes and relative topics, for two arms in one graph, as left or "
+            "cell/left. Empty is none.",
         ),
-        argument("use_sim_time", use_sim_time, "Take the time from /clock.", TRUTH),
-        argument("params_file", "", "YAML with parameters that override the files in config/."),
+        argument(
+            "use_sim_time",
+            use_sim_time,
+            "Take the time from /clock: true with a simulator or a bag, false on a robot.",
+            TRUTH,
+        ),
+        argument(
+            "params_file",
+            "",
+            "YAML with parameters of any of the nodes. It overrides config/<node>.yaml and the "
+            "arguments of this launch file; docs/parameters.md lists the names. Empty is none.",
+        ),
         argument(
             "log_level",
             "info",
@@ -81,7 +95,13 @@ def planner_arguments(
         world_model: likewise. The shipped one knows the simulated table only.
     """
     return [
-        argument("policy", policy, "Policy by its registered name."),
+        argument(
+            "policy",
+            policy,
+            "Frozen policy by its registered name, shipped or of your own package "
+            "(docs/your_own_vla.md).",
+        ),
+        argument("policy_options", "", "YAML file with options of the policy. Empty is none."),
         argument(
             "world_model",
             world_model,
@@ -141,6 +161,7 @@ def node(
         arguments=["--ros-args", "--log-level", value(context, "log_level")],
         output="screen",
         emulate_tty=True,
+        respawn=False,
         on_exit=lambda event, context: _give_up(
             context, f"{executable} ended with exit code {event.returncode}"
         ),
@@ -156,6 +177,7 @@ def planner_node(context: LaunchContext) -> LifecycleNode:
             "planner.policy": required(
                 context, "policy", "name a policy that was made for this robot"
             ),
+            "planner.policy_options": value(context, "policy_options"),
             "planner.world_model": value(context, "world_model"),
         },
     )
@@ -199,38 +221,62 @@ def arm_arguments(robots: Sequence[str], controller: str) -> list[DeclareLaunchA
         controller: name of the joint trajectory controller that takes the commands.
     """
     return [
-        argument("robot", robots[0], "Robot file in config/robots/ without .yaml.", robots),
-        argument("robot_ip", "", "Address of the robot; needed when the driver is started."),
-        argument("start_driver", "false", "Include the maker's driver.", TRUTH),
+        argument("robot", robots[0], "Robot file in config/robots/, without .yaml.", robots),
+        argument(
+            "robot_ip", "", "Address of the robot's controller; needed with start_driver:=true."
+        ),
+        argument(
+            "start_driver",
+            "false",
+            "Include the maker's driver; false where it runs already.",
+            TRUTH,
+        ),
         argument(
             "enable_control",
             "false",
-            "Send commands to the arm. While false everything is "
-            "computed and checked, and nothing is sent.",
+            "Send commands to the arm. While false everything is computed and checked, and "
+            "nothing is sent.",
             TRUTH,
         ),
         argument(
             "contract",
             "",
-            "YAML that names the camera and joint state topics; the default "
-            "is the example of this robot in config/contract/.",
+            "YAML that names the camera and joint state topics. Empty is the example of this robot "
+            "in config/contract/.",
         ),
         argument("instruction", "", "What to do; the topic of this name replaces it."),
-        argument("controller", controller, "Joint trajectory controller that takes the commands."),
+        argument(
+            "robot_description",
+            "auto",
+            "Kinematics of the arm: path of a URDF or xacro file; auto is the maker's own where "
+            "its description package is installed, as its driver publishes it; none is the robot "
+            "file's.",
+        ),
+        argument(
+            "controller",
+            controller,
+            "Joint trajectory controller of ros2_control that takes the commands.",
+        ),
         argument("joint_states", "joint_states", "Topic of the measured joint states."),
-        argument("rviz", "false", "Start RViz.", TRUTH),
+        rviz_argument(),
     ]
 
 
-def arm_nodes(context: LaunchContext, contract: str) -> list[LaunchDescriptionEntity]:
-    """Cameras, controller and planner for a real arm, started in this order.
+def arm_nodes(
+    context: LaunchContext, contract: str, description: Description
+) -> list[LaunchDescriptionEntity]:
+    """Cameras, controller, deadman and planner for a real arm, started in this order.
 
     Args:
         context: holds the launch arguments.
         contract: file in ``config/`` used when the argument of that name is empty.
+        description: where the maker's description of the arm is.
     """
     robot = value(context, "robot")
     states = ("joint_states", value(context, "joint_states"))
+    commands = ("joint_trajectory", f"{value(context, 'controller')}/joint_trajectory")
+    urdf = robot_description(context, description)
+    described = {"robot_description": ParameterValue(urdf, value_type=str)} if urdf else {}
     camera = node(
         context,
         "camera_node",
@@ -238,22 +284,100 @@ def arm_nodes(context: LaunchContext, contract: str) -> list[LaunchDescriptionEn
             "robot": robot,
             "contract": value(context, "contract") or configuration_file(contract),
             "instruction": value(context, "instruction"),
+            **described,
         },
         remappings=[states],
     )
     controller = node(
         context,
         "arm_controller_node",
-        parameters={"robot": robot, "enable_control": is_true(context, "enable_control")},
-        remappings=[
-            states,
-            ("joint_trajectory", f"{value(context, 'controller')}/joint_trajectory"),
-        ],
+        parameters={
+            "robot": robot,
+            "enable_control": is_true(context, "enable_control"),
+            **described,
+        },
+        remappings=[states, commands],
     )
-    entities = ordered_startup(context, [camera, controller, planner_node(context)])
-    if is_true(context, "rviz"):
-        entities.append(Node(package="rviz2", executable="rviz2", output="log"))
-    return entities
+    deadman = node(context, "deadman_node", parameters={"robot": robot}, remappings=[commands])
+    nodes = [camera, controller, deadman, planner_node(context)]
+    return [*ordered_startup(context, nodes), *rviz(context)]
+
+
+@dataclass(frozen=True)
+class Description:
+    """Where a maker's package keeps the description of an arm.
+
+    Attributes:
+        package: the package.
+        file: the xacro file in its share folder.
+        mappings: arguments of the xacro file.
+    """
+
+    package: str
+    file: str
+    mappings: Mapping[str, str]
+
+
+def robot_description(context: LaunchContext, maker: Description) -> str:
+    """The URDF that the argument ``robot_description`` asks for; empty is the robot file's own.
+
+    Raises:
+        RuntimeError: a file that is not there, or xacro is needed and not installed.
+    """
+    wanted = value(context, "robot_description")
+    if wanted == "none":
+        return ""
+    path, mappings = Path(wanted), dict(maker.mappings)
+    if wanted == "auto":
+        try:
+            path = Path(get_package_share_directory(maker.package)) / maker.file
+        except PackageNotFoundError:
+            get_logger(PACKAGE).info(
+                f"robot_description: {maker.package} is not installed, the kinematics are those of "
+                "the robot file"
+            )
+            return ""
+    if not path.is_file():
+        raise RuntimeError(f"robot_description: there is no file {str(path)!r}")
+    if path.suffix != ".xacro":
+        return path.read_text(encoding="utf-8")
+    try:
+        xacro = importlib.import_module("xacro")
+    except ImportError as error:
+        raise RuntimeError(
+            "robot_description: package xacro is not installed; sudo apt install ros-jazzy-xacro"
+        ) from error
+    text: str = xacro.process_file(str(path), mappings=mappings).toxml()
+    return text
+
+
+def rviz_argument() -> DeclareLaunchArgument:
+    """The argument that :func:`rviz` reads."""
+    return argument("rviz", "false", "Start RViz.", TRUTH)
+
+
+def rviz(context: LaunchContext) -> list[Node]:
+    """RViz where the argument of this name asks for it.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    if not is_true(context, "rviz"):
+        return []
+    try:
+        get_package_share_directory("rviz2")
+    except PackageNotFoundError as error:
+        raise RuntimeError(
+            "rviz: package rviz2 is not installed; sudo apt install ros-jazzy-rviz2"
+        ) from error
+    return [
+        Node(
+            package="rviz2",
+            executable="rviz2",
+            parameters=[{"use_sim_time": is_true(context, "use_sim_time")}],
+            output="log",
+        )
+    ]
 
 
 def driver(

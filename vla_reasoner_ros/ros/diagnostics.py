@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -40,8 +40,48 @@ class Report:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+Finding = tuple[Level, str]
+"""How bad something is, and one line about it."""
+
+
+def too_high(name: str, number: float, warn: float, error: float, unit: str = "") -> Finding:
+    """Judge a number that should be small, by two thresholds; a threshold of 0 is off.
+
+    NaN, a number not known yet, is no fault.
+    """
+    for level, threshold in ((Level.ERROR, error), (Level.WARN, warn)):
+        if threshold and number > threshold:
+            return level, f"{name} {number:.3g}{unit}, expected at most {threshold:g}{unit}"
+    return Level.OK, ""
+
+
+def too_low(name: str, number: float, warn: float, error: float, unit: str = "") -> Finding:
+    """Judge a number that should be large, by two thresholds; a threshold of 0 is off."""
+    for level, threshold in ((Level.ERROR, error), (Level.WARN, warn)):
+        if threshold and number < threshold:
+            return level, f"{name} {number:.3g}{unit}, expected at least {threshold:g}{unit}"
+    return Level.OK, ""
+
+
+def summary(findings: Iterable[Finding], well: str, values: Mapping[str, Any]) -> Report:
+    """One report of many findings: the worst level, and the text of all that are not well.
+
+    Args:
+        findings: the judgements.
+        well: what to say when all is well.
+        values: of the report.
+    """
+    bad = [finding for finding in findings if finding[0] is not Level.OK]
+    if not bad:
+        return Report(Level.OK, well, values)
+    bad.sort(key=lambda finding: -finding[0])
+    return Report(bad[0][0], "; ".join(text for _, text in bad), values)
+
+
 class Updater:
     """Publishes one status per task, ``<node>: <task>``, at a steady rate of wall-clock time.
+
+    A node in a namespace is named with it, as ``left/<node>``, since all share ``/diagnostics``.
 
     It goes on while simulated time stands still and in every lifecycle state, so that a node that
     refused to configure can still say why.
@@ -61,6 +101,7 @@ class Updater:
         callback_group: CallbackGroup | None = None,
     ) -> None:
         self._node = node
+        self._name = node.get_fully_qualified_name().removeprefix("/")
         self._tasks: dict[str, Callable[[], Report]] = {}
         self.hardware_id = hardware_id
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", DIAGNOSTICS)
@@ -96,7 +137,7 @@ class Updater:
         except Exception as error:  # one broken task must not hide the others
             report = Report(Level.ERROR, f"this diagnostic itself failed: {error!r}")
         return DiagnosticStatus(
-            name=f"{self._node.get_name()}: {name}",
+            name=f"{self._name}: {name}",
             level=bytes([report.level]),
             message=report.message,
             hardware_id=self.hardware_id,

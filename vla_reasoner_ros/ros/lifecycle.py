@@ -180,11 +180,11 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
     # Helpers for nodes.
 
     def create_subscription(
-        self, kind: Any, topic: str, callback: Any, profile: Any, **options: Any
+        self, msg_type: Any, topic: str, callback: Any, qos_profile: Any, **options: Any
     ) -> Any:
         """Subscribe as :class:`rclpy.node.Node` does, with overrides of the quality of service."""
-        options = self._with_overrides("subscription", topic, profile, options)
-        return super().create_subscription(kind, topic, callback, **options)
+        options = self._with_overrides("subscription", topic, qos_profile, options)
+        return super().create_subscription(msg_type, topic, callback, **options)
 
     def create_lifecycle_publisher(
         self, kind: Any, topic: str, profile: Any, **options: Any
