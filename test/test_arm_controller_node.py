@@ -56,6 +56,7 @@ class Bench:
             "status_period": 0.01,
             "diagnostics_period": 0.1,
             "motion.settle_time": 0.0,
+            "watchdog.max_clock_standstill": 0.0,
             "motion.stop_lead_time": 0.03,  # the bench's clock moves in steps of 0.01 s
         }
         self.graph.start(NodeProcess(NODE, NODE, parameters))

@@ -9,9 +9,12 @@ from vla_reasoner_ros.control.executor import (
     ChunkExecutor,
     ControllerState,
     ResetRefused,
+    TimedTrajectory,
 )
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected, RejectionReason
+from vla_reasoner_ros.control.spline import limited_spline_to_rest
+from vla_reasoner_ros.control.trajectory import JointTrajectory, resting
 from vla_reasoner_ros.errors import ConfigurationError, ObservationError
 from vla_reasoner_ros.parameters import build, replace
 from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Representation
@@ -366,6 +369,79 @@ def test_the_look_for_self_collision_can_be_switched_off():
     spec = rig.spec(Representation.JOINT_POSITION)
     rig.submit(rig.chunk(np.tile(folded, (8, 1)), spec=spec))
     assert len(rig.sent) == 1
+
+
+# Someone else, and a clock that stops.
+
+
+def points_of(motion):
+    """A motion as it stands in a message: without the knot that the controller is in."""
+    t = motion.trajectory
+    return replace_points(t, slice(1, None))
+
+
+def replace_points(t, part):
+    return JointTrajectory(
+        t.joint_names, t.times[part], t.positions[part], t.velocities[part], t.accelerations[part]
+    )
+
+
+def test_the_own_commands_that_come_back_are_recognised():
+    rig = Rig()
+    rig.move()
+    rig.publish(rig.executor.hold(rig.now))
+    rig.executor.release(rig.now)
+    for sent in rig.sent:
+        assert rig.executor.heard(points_of(sent), sent.start_ns, rig.now).trajectory is None
+    assert rig.reason == "decelerating"
+
+
+def test_a_command_of_someone_else_is_decelerated_from_as_the_arm_plays_it():
+    rig = Rig()
+    rig.move()
+    state = rig.executor.commanded(rig.now)
+    other = limited_spline_to_rest(
+        rig.robot.joint_names,
+        state,
+        state.position + np.array([[0.15, 0, 0, 0, 0, 0, 0]]),
+        np.array([0.6]),
+        rig.robot.limits,
+        3.0,
+    ).trajectory
+    other = TimedTrajectory(rig.now, other)
+    rig.judge.receive(other, rig.now)
+    rig.run(0.02)
+    rig.publish(rig.executor.heard(points_of(other), other.start_ns, rig.now))
+    assert len(rig.sent) == 2
+    rig.run(0.6)
+    assert rig.executor.commanded(rig.now).resting
+    assert rig.reason.startswith("someone else commands the arm")
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.HOLDING
+    rig.executor.reset(rig.now)
+    rig.run(0.02)
+    rig.submit(rig.chunk(FORWARD))
+
+
+def test_in_a_dry_run_others_may_command_the_arm():
+    rig = Rig(enable_control=False)
+    other = resting(rig.robot.joint_names, rig.robot.home, 0.5)
+    rig.executor.heard(replace_points(other, slice(1, None)), rig.now, rig.now)
+    assert rig.state is ControllerState.DRY_RUN
+    rig.submit(rig.chunk(FORWARD))
+
+
+def test_a_clock_that_stands_still_stops_the_arm_and_a_clock_that_goes_on_frees_it():
+    rig = Rig(watchdog__max_clock_standstill=0.5)
+    rig.move()
+    for tenth in range(5):
+        rig.publish(rig.executor.wall_tick(rig.now, 7.0 + 0.1 * tenth))
+    assert len(rig.sent) == 1
+    rig.publish(rig.executor.wall_tick(rig.now, 7.6))
+    assert len(rig.sent) == 2
+    assert "stood still for 0.600 s" in rig.reason
+    rig.run(0.5)
+    assert rig.executor.commanded(rig.now).resting
+    rig.submit(rig.chunk(FORWARD))
 
 
 # The first motion.

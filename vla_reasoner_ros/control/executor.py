@@ -25,6 +25,7 @@ from vla_reasoner_ros.control.decode import (
     joint_waypoints,
     require_convention,
 )
+from vla_reasoner_ros.control.echo import SentCommands, as_played
 from vla_reasoner_ros.control.gripper import GripperSchedule
 from vla_reasoner_ros.control.joint_states import JointStateBuffer
 from vla_reasoner_ros.control.kinematics import Kinematics
@@ -101,6 +102,8 @@ class ChunkExecutor:
 
     - joint states are missing or older than ``watchdog.max_joint_state_age`` (ends by itself),
     - the arm does not follow (ends after the command has gone back to where the arm is),
+    - the clock stands still though real time passes (ends by itself),
+    - someone else commands the arm (needs :meth:`reset`),
     - joint positions jump as no arm can (needs :meth:`reset`),
     - :meth:`hold` says so (until :meth:`release`),
     - the emergency stop is set (until it is cleared and :meth:`reset` is called).
@@ -162,6 +165,8 @@ class ChunkExecutor:
         self._stopping = False
         self._resyncing = False
         self._pending: TimedTrajectory | None = None
+        self._sent = SentCommands()
+        self._stands_since: tuple[int | None, float] = (None, 0.0)
 
     def set_parameters(self, parameters: ControlParameters, now_ns: int) -> Commands:
         """Use other parameters from now on; all or nothing.
@@ -356,6 +361,49 @@ class ChunkExecutor:
             return self._decelerate(now_ns)
         return self._after_stop(now_ns)
 
+    def wall_tick(self, now_ns: int, wall: float) -> Commands:
+        """Look whether the clock still goes; to be called by a clock that nothing stops.
+
+        Args:
+            now_ns: the time.
+            wall: that other clock, s.
+        """
+        if now_ns != self._stands_since[0]:
+            self._stands_since = now_ns, wall
+            return NOTHING
+        stood = wall - self._stands_since[1]
+        allowed = self.parameters.watchdog.max_clock_standstill
+        free = self._hold is None and self.parameters.enable_control
+        if not (free and 0.0 < allowed < stood and self._playback.moving(now_ns)):
+            return NOTHING
+        self._hold = _Hold(
+            f"the clock has stood still for {stood:.3f} s of real time, allowed are {allowed:g} s"
+        )
+        return self._decelerate(now_ns)
+
+    def heard(self, points: JointTrajectory, stamp_ns: int, now_ns: int) -> Commands:
+        """Hear a command on its way to the arm; one that is not ours is decelerated from.
+
+        Args:
+            points: the message: its points with their times from ``stamp_ns``.
+            stamp_ns: when it starts, ns; 0 means now.
+            now_ns: the time.
+
+        Raises:
+            TrajectoryError: the arm would not play it, so that nothing has changed.
+        """
+        if not self.parameters.enable_control or self._sent.has(stamp_ns, points.positions[-1]):
+            return NOTHING
+        self._follow_clock(now_ns)
+        names = self.robot.joint_names
+        motion = as_played(names, points, stamp_ns, now_ns, self.commanded)
+        self._run(motion, now_ns)
+        self._queue.interrupt(now_ns)
+        self._hold = _Hold(
+            "someone else commands the arm; reset when this is explained", latched=True
+        )
+        return self._decelerate(now_ns)
+
     def repeat(self, now_ns: int) -> Commands:
         """What is left of the running motion, or rest where it ended, once more.
 
@@ -370,6 +418,7 @@ class ChunkExecutor:
         if self._playback.moving(now_ns):
             rest = motion.from_time(now_ns)
             trajectory = rest.then(rest.duration, trajectory)
+        self._sent.add(now_ns, trajectory.positions[-1])
         return Commands(TimedTrajectory(now_ns, trajectory))
 
     # -- stops ------------------------------------------------------------------------------
@@ -525,7 +574,10 @@ class ChunkExecutor:
     def _run(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
         """Make a motion the running one; what is to be sent for it."""
         self._stopping = self._resyncing = False
-        return self._playback.follow(motion, now_ns, self.parameters.chunk.max_observation_age + 1)
+        keep = self.parameters.chunk.max_observation_age + 1
+        sent = self._playback.follow(motion, now_ns, keep)
+        self._sent.add(sent.start_ns, sent.trajectory.positions[-1])
+        return sent
 
     def _decelerate(self, now_ns: int) -> Commands:
         """Replace the running motion by the fastest stop."""

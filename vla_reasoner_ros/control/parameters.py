@@ -245,6 +245,15 @@ class WatchdogParameters:
         maximum=1.0,
     )
 
+    max_clock_standstill: float = parameter(
+        2.0,
+        "How long the node's clock may stand still, by a clock that nothing stops, while the arm "
+        "moves. 0 does not look at it, as a simulated clock needs that waits for commands.",
+        unit="s",
+        minimum=0.0,
+        maximum=60.0,
+    )
+
 
 @dataclass(frozen=True)
 class GripperParameters:

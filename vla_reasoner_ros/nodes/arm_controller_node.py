@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64
+from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_reasoner_ros.control.executor import (
-    ChunkExecutor,
-    Commands,
-    ControllerState,
-    ResetRefused,
-)
+from vla_reasoner_ros.control.executor import ChunkExecutor, ResetRefused
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
 from vla_reasoner_ros.data.joints import JointLayout
@@ -22,16 +20,15 @@ from vla_reasoner_ros.errors import ActionChunkError
 from vla_reasoner_ros.msg import ActionChunk, ControllerStatus
 from vla_reasoner_ros.parameters import parameter
 from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.arm_outputs import ArmOutputs, arm_report
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import (
     chunk_from_message,
     status_to_message,
-    trajectory_to_message,
+    trajectory_from_message,
 )
-from vla_reasoner_ros.ros.diagnostics import Level, Report
+from vla_reasoner_ros.ros.diagnostics import Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
-
-_LEVELS = {ControllerState.HOLDING: Level.WARN, ControllerState.STOPPED: Level.ERROR}
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,11 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         """Read the robot's limits; without them there is no controller."""
         parameters = self.parameters
         self._executor = ChunkExecutor(parameters, parameters.robot_description, clock=self.now_ns)
-        self._trajectories = self.create_lifecycle_publisher(
-            JointTrajectory, "joint_trajectory", qos.COMMAND
-        )
-        self._grippers = self.create_lifecycle_publisher(Float64, "gripper_command", qos.COMMAND)
+        self._outputs = ArmOutputs(self)
         self._statuses = self.create_lifecycle_publisher(ControllerStatus, "~/status", qos.STATE)
         for kind, topic, callback, profile in (
             (ActionChunk, "action_chunk", self._chunk_came, qos.COMMAND),
+            (JointTrajectory, "joint_trajectory", self._command_heard, qos.COMMAND),
             (JointState, "joint_states", self._joints_came, qos.sensor("best_effort", 10)),
             # Twice, since a latched subscription does not match an unlatched publisher, and a
             # stop must be heard from both.
@@ -84,6 +79,13 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
             ("status", parameters.status_period, self._publish_status),
         ):
             self.create_timer(period, self.guarded(name, task), callback_group=self.work)
+        self._said = 0.0
+        self.create_timer(
+            parameters.status_period,
+            self.guarded("wall watchdog", self._wall_tick),
+            callback_group=self.work,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
         self.diagnostics.hardware_id = self._executor.robot.name
         self.diagnostics.add("arm", self._report)
 
@@ -98,7 +100,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
 
     def deactivate(self) -> None:
         """Bring the arm to rest."""
-        self._publish(self._executor.stop(self.now_ns()))
+        self._outputs.send(self._executor.stop(self.now_ns()))
 
     def teardown(self) -> None:
         """Let go of the arm."""
@@ -108,7 +110,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
 
     def parameters_changed(self, parameters: ArmControllerParameters) -> None:
         """Motions from the next one on follow the new parameters."""
-        self._publish(self._executor.set_parameters(parameters, self.now_ns()))
+        self._outputs.send(self._executor.set_parameters(parameters, self.now_ns()))
 
     def _chunk_came(self, message: ActionChunk) -> None:
         now_ns = self.now_ns()
@@ -118,10 +120,10 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
             except ActionChunkError as error:
                 self._executor.reject(str(error))
                 raise
-            self._publish(self._executor.submit(chunk, now_ns).commands)
+            self._outputs.send(self._executor.submit(chunk, now_ns).commands)
         except (ActionChunkError, ChunkRejected):
             if self.parameters.motion.repeat_on_rejection:
-                self._publish(self._executor.repeat(now_ns))
+                self._outputs.send(self._executor.repeat(now_ns))
             raise
         finally:
             self._publish_status()
@@ -135,26 +137,35 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         self._executor.measured(to_nanoseconds(message.header.stamp), positions, velocities)
 
     def _emergency_stop(self, message: Bool) -> None:
-        self._publish(self._executor.emergency_stop(message.data, self.now_ns()))
+        self._outputs.send(self._executor.emergency_stop(message.data, self.now_ns()))
 
     def _tick(self) -> None:
-        self._publish(self._executor.tick(self.now_ns()))
+        self._outputs.send(self._executor.tick(self.now_ns()))
 
-    def _publish(self, commands: Commands) -> None:
-        if commands.trajectory is not None:
-            motion = commands.trajectory
-            self._trajectories.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
-        if commands.gripper is not None:
-            self._grippers.publish(Float64(data=commands.gripper))
+    def _wall_tick(self) -> None:
+        """The look of a clock that nothing stops; it also keeps saying that this node lives."""
+        wall = time.monotonic()
+        self._outputs.send(self._executor.wall_tick(self.now_ns(), wall))
+        if wall - self._said >= self.parameters.status_period:
+            self._publish_status()
+
+    def _command_heard(self, message: JointTrajectory) -> None:
+        self._outputs.send(
+            self._executor.heard(
+                trajectory_from_message(message),
+                to_nanoseconds(message.header.stamp),
+                self.now_ns(),
+            )
+        )
 
     def _publish_status(self) -> None:
-        now_ns = self.now_ns()
+        now_ns, self._said = self.now_ns(), time.monotonic()
         self._statuses.publish(status_to_message(self._executor.status(now_ns), now_ns))
 
     def _hold(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         with self.exclusive:
             if request.data:
-                self._publish(self._executor.hold(self.now_ns()))
+                self._outputs.send(self._executor.hold(self.now_ns()))
             else:
                 self._executor.release(self.now_ns())
         response.success = True
@@ -175,15 +186,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         with self.exclusive:
             status = self._executor.status(self.now_ns())
             lead = self._executor.lead_time
-        values = {
-            "state": status.state.name,
-            "chunks accepted": status.chunks_accepted,
-            "chunks rejected": status.chunks_rejected,
-            "last rejection": status.last_rejection,
-            "tracking error rad": status.tracking_error,
-            "lead s": lead,
-        }
-        return Report(_LEVELS.get(status.state, Level.OK), status.reason or "moving", values)
+        return arm_report(status, lead)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The demonstration: a simulated Franka obeys, with and without search, through real ROS topics.
 
-Starts simulator, cameras, planner and arm controller as processes of their own, runs every task on
-the same seeds in each way of deciding, prints a table and writes a report.
+Starts simulator, cameras, planner, arm controller and deadman as processes of their own, runs every
+task on the same seeds in each way of deciding, prints a table and writes a report.
 """
 
 from __future__ import annotations
@@ -53,6 +53,15 @@ CONTROL = {
     "motion.lead_time": 0.0,
     "motion.stop_lead_time": 0.0,
     "motion.settle_time": 0.0,
+    "watchdog.max_clock_standstill": 0.0,
+}
+# Simulated time that waits for the planner says nothing about silence on the wall clock.
+WATCH = {
+    "use_sim_time": True,
+    "period": 0.05,
+    "controller_timeout": 5.0,
+    "controller_wall_timeout": 0.0,
+    "planner_timeout": 5.0,
 }
 
 
@@ -136,6 +145,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 (SIMULATOR, {"autostart": False, **LOCKSTEP}),
                 (CAMERA, MANAGED),
                 (CONTROLLER, MANAGED | CONTROL),
+                ("deadman_node", WATCH),
                 (PLANNER, MANAGED),
             ):
                 graph.start(NodeProcess(name, name, parameters))

@@ -1,0 +1,159 @@
+"""The deadman's rules, with a judge that plays every command as the arm's controller would."""
+
+import numpy as np
+import pytest
+
+from benchmark.fuzz_control import Judge
+from vla_reasoner_ros.control.commands import ControllerState, TimedTrajectory
+from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
+from vla_reasoner_ros.control.executor import ResetRefused
+from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.control.spline import spline_to_rest
+from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
+from vla_reasoner_ros.errors import TrajectoryError
+from vla_reasoner_ros.parameters import build
+
+FR3 = load_robot("fr3")
+MS, S = 1_000_000, 1_000_000_000
+
+
+class Watch:
+    """A deadman, the two it listens to, and an arm."""
+
+    def __init__(self, **changes):
+        self.deadman = Deadman(FR3, build(DeadmanParameters, changes))
+        self.now, self.wall = 1000 * S, 50.0
+        self.judge = Judge(FR3, self.now)
+        self.stops = []
+        self.voices = [self.deadman.controller_spoke, self.deadman.planner_spoke]
+
+    def command(self, duration=3.0, distance=0.6):
+        """A motion of joint 1, sent as the arm controller sends it."""
+        way = np.zeros((4, 7))
+        way[:, 0] = distance * np.array([0.2, 0.5, 0.8, 1.0])
+        start = MotionState.at_rest(FR3.home)
+        motion = spline_to_rest(FR3.joint_names, start, FR3.home + way, np.full(4, duration / 4))
+        self.judge.receive(TimedTrajectory(self.now, motion), self.now)
+        self.deadman.commanded(as_message(motion), self.now, self.now, self.wall)
+
+    def run(self, seconds, wall_only=False):
+        for _ in range(round(seconds * 100)):
+            self.wall += 0.01
+            self.now += 0 if wall_only else 10 * MS
+            for voice in self.voices:
+                voice(self.now, self.wall)
+            stop = self.deadman.tick(self.now, self.wall)
+            if stop is not None:
+                self.stops.append(self.now)
+                self.judge.receive(stop, self.now)
+        self.judge.advance(self.now)
+        assert self.judge.problems == []
+
+    def at_rest(self):
+        return not np.diff(self.judge._tail, axis=0).any()
+
+
+def as_message(motion):
+    return JointTrajectory(
+        motion.joint_names,
+        motion.times[1:],
+        motion.positions[1:],
+        motion.velocities[1:],
+        motion.accelerations[1:],
+    )
+
+
+def test_a_motion_whose_steerers_speak_is_left_alone():
+    watch = Watch()
+    watch.command()
+    watch.run(4.0)
+    assert watch.stops == []
+    assert watch.deadman.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("silent", "changes", "reason"),
+    [
+        (0, {}, "the arm controller silent for 0.21"),
+        (1, {"planner_timeout": 0.3}, "the planner silent for 0.31"),
+    ],
+)
+def test_silence_while_the_arm_moves_stops_it_within_the_limits(silent, changes, reason):
+    watch = Watch(**changes)
+    watch.command()
+    watch.run(1.0)
+    del watch.voices[silent]
+    watch.run(0.8)
+    assert len(watch.stops) == 1
+    assert watch.at_rest()
+    assert watch.deadman.reason.startswith(reason)
+    assert watch.deadman.status(watch.now).state is ControllerState.STOPPED
+
+
+def test_a_controller_that_is_silent_by_the_wall_clock_is_noticed_while_time_stands_still():
+    watch = Watch()
+    watch.command()
+    watch.run(1.0)
+    watch.voices.clear()
+    watch.run(0.6, wall_only=True)
+    assert "silent for 0.51" in watch.deadman.reason
+    assert "of the wall clock" in watch.deadman.reason
+    assert len(watch.stops) == 1
+    watch.run(0.8)
+    assert watch.at_rest()
+
+
+def test_silence_while_the_arm_stands_is_of_no_concern():
+    watch = Watch()
+    watch.voices.clear()
+    watch.run(5.0)
+    watch.command()
+    watch.run(0.1)
+    assert watch.stops == []  # and it counts from the start of the motion
+
+
+def test_the_stop_is_latched_and_a_reset_refuses_while_the_controller_is_silent():
+    watch = Watch()
+    watch.command()
+    watch.run(1.0)
+    voices, watch.voices = watch.voices, []
+    watch.run(0.22)
+    with pytest.raises(ResetRefused, match="still decelerates"):
+        watch.deadman.reset(watch.now, watch.wall)
+    watch.run(1.0)
+    with pytest.raises(ResetRefused, match="the arm controller silent"):
+        watch.deadman.reset(watch.now, watch.wall)
+    watch.voices = voices
+    watch.run(0.1)
+    start = watch.judge._tail[-1]
+    way = start + np.array([[0.1, 0, 0, 0, 0, 0, 0]])
+    again = spline_to_rest(FR3.joint_names, MotionState.at_rest(start), way, np.array([1.0]))
+
+    def command():
+        watch.judge.receive(TimedTrajectory(watch.now, again), watch.now)
+        watch.deadman.commanded(as_message(again), watch.now, watch.now, watch.wall)
+
+    command()
+    watch.run(0.5)
+    assert len(watch.stops) == 2  # latched: the new motion was stopped too
+    watch.deadman.reset(watch.now, watch.wall)
+    assert watch.deadman.reason == ""
+
+
+def test_after_a_jump_back_in_time_it_knows_of_no_motion():
+    watch = Watch()
+    watch.command()
+    watch.run(0.5)
+    watch.voices.clear()
+    watch.now -= 100 * S
+    assert watch.deadman.tick(watch.now, watch.wall) is None
+    assert watch.deadman.status(watch.now).state is ControllerState.WAITING
+
+
+def test_a_command_that_the_arm_would_refuse_changes_nothing():
+    watch = Watch()
+    watch.command()
+    other = JointTrajectory(("a",), np.array([1.0]), *(np.zeros((1, 1)) for _ in range(3)))
+    with pytest.raises(TrajectoryError, match="expected joints"):
+        watch.deadman.commanded(other, watch.now, watch.now, watch.wall)
+    assert watch.deadman.status(watch.now).state is ControllerState.EXECUTING

@@ -1,0 +1,244 @@
+"""A second pair of eyes on a moving arm: who should be steering it is heard from, or it stops.
+
+It runs in a process of its own and knows the arm's motion from the command topic, as the arm's own
+controller does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_reasoner_ros.control.commands import (
+    NANOSECONDS,
+    ControllerState,
+    ExecutorStatus,
+    TimedTrajectory,
+)
+from vla_reasoner_ros.control.echo import SentCommands, as_played
+from vla_reasoner_ros.control.executor import ResetRefused
+from vla_reasoner_ros.control.robots import Robot
+from vla_reasoner_ros.control.stopping import brake
+from vla_reasoner_ros.control.trajectory import JointTrajectory
+from vla_reasoner_ros.parameters import parameter
+
+
+@dataclass(frozen=True)
+class DeadmanParameters:
+    """Of whom the deadman must hear, and how often."""
+
+    robot: str = parameter(
+        "fr3",
+        "Name of a robot preset (fr3, panda, ur5e, ur10e) or path of a robot file.",
+        read_only=True,
+    )
+    limits: str = parameter(
+        "",
+        "Which of the robot file's limit sets to use; empty takes the file's default.",
+        read_only=True,
+    )
+    period: float = parameter(
+        0.01, "Time between two looks.", unit="s", minimum=0.001, maximum=0.1, read_only=True
+    )
+    controller_timeout: float = parameter(
+        0.2,
+        "How long the arm may move without a word of the arm controller, by the node's clock.",
+        unit="s",
+        minimum=0.01,
+        maximum=10.0,
+    )
+    controller_wall_timeout: float = parameter(
+        0.5,
+        "The same by a clock that nothing stops. 0 does not look at it.",
+        unit="s",
+        minimum=0.0,
+        maximum=60.0,
+    )
+    planner_timeout: float = parameter(
+        2.0,
+        "How long the arm may move without a chunk of the planner, by the node's clock.",
+        unit="s",
+        minimum=0.05,
+        maximum=60.0,
+    )
+    planner_wall_timeout: float = parameter(
+        0.0,
+        "The same by a clock that nothing stops. 0 does not look at it, as a simulated clock needs "
+        "that waits for the planner.",
+        unit="s",
+        minimum=0.0,
+        maximum=600.0,
+    )
+    lead_time: float = parameter(
+        0.01,
+        "Time from now to the moment at which the stop leaves the running motion: longer than the "
+        "way of a command to the arm takes.",
+        unit="s",
+        minimum=0.0,
+        maximum=0.2,
+    )
+
+
+@dataclass
+class _Voice:
+    """Someone who must be heard from."""
+
+    name: str
+    heard_ns: int | None = None
+    heard_wall: float = 0.0
+
+    def hear(self, now_ns: int, wall: float) -> None:
+        self.heard_ns, self.heard_wall = now_ns, wall
+
+    def silence(self, now_ns: int, wall: float, timeout: float, wall_timeout: float) -> str:
+        """What is wrong, in words; empty when it spoke in time."""
+        if self.heard_ns is None:
+            return f"{self.name} was never heard from"
+        silent = (now_ns - self.heard_ns) / NANOSECONDS
+        if silent > timeout:
+            return f"{self.name} silent for {silent:.3f} s, allowed are {timeout:g} s"
+        silent = wall - self.heard_wall
+        if 0.0 < wall_timeout < silent:
+            return (
+                f"{self.name} silent for {silent:.3f} s of the wall clock, allowed are "
+                f"{wall_timeout:g} s"
+            )
+        return ""
+
+
+class Deadman:
+    """Stops an arm whose controller or planner has gone silent while it moves.
+
+    The stop is latched: until :meth:`reset` every motion that is heard is stopped again. An arm at
+    rest, or one that no command moves, is left alone.
+
+    All times are given by the caller: ``now_ns`` of the node's clock, ns, and ``wall`` of a
+    monotonic clock, s. Not thread-safe.
+
+    Args:
+        robot: the robot with the limits in force.
+        parameters: the time-outs.
+
+    Attributes:
+        parameters: may be replaced at any time.
+        reason: why it stopped the arm; empty while it has not.
+        stops: how often it did.
+    """
+
+    def __init__(self, robot: Robot, parameters: DeadmanParameters) -> None:
+        self._robot = robot
+        self.parameters = parameters
+        self.reason = ""
+        self.stops = 0
+        self._controller, self._planner = _Voice("the arm controller"), _Voice("the planner")
+        self._motion: TimedTrajectory | None = None
+        self._braking = False
+        self._sent = SentCommands()
+        self._last_ns = 0
+
+    def commanded(self, points: JointTrajectory, stamp_ns: int, now_ns: int, wall: float) -> None:
+        """Hear a command on its way to the arm, one's own included.
+
+        Args:
+            points: the message: its points with their times from ``stamp_ns``.
+            stamp_ns: when it starts, ns; 0 means now.
+            now_ns: the time.
+            wall: monotonic, s.
+
+        Raises:
+            TrajectoryError: the arm would not play it; the motion known so far goes on.
+        """
+        self._follow_clock(now_ns)
+        if self._sent.has(stamp_ns, points.positions[-1]):
+            return
+        moved, running = self._moving(now_ns), self._motion
+        motion = as_played(
+            self._robot.joint_names,
+            points,
+            stamp_ns,
+            now_ns,
+            lambda time_ns: None if running is None else running.at(time_ns),
+        )
+        self._motion, self._braking = motion, False
+        if not moved:  # silence counts from the start of the motion
+            for voice in (self._controller, self._planner):
+                voice.hear(now_ns, wall)
+
+    def controller_spoke(self, now_ns: int, wall: float) -> None:
+        """Hear the arm controller."""
+        self._controller.hear(now_ns, wall)
+
+    def planner_spoke(self, now_ns: int, wall: float) -> None:
+        """Hear the planner."""
+        self._planner.hear(now_ns, wall)
+
+    def tick(self, now_ns: int, wall: float) -> TimedTrajectory | None:
+        """Look whether the arm must be stopped.
+
+        Returns:
+            The decelerating hold to be sent, None when there is nothing to do.
+        """
+        self._follow_clock(now_ns)
+        motion = self._motion
+        if motion is None or not self._moving(now_ns) or self._braking:
+            return None
+        problem = self._problem(now_ns, wall)
+        if not (self.reason or problem):
+            return None
+        if not self.reason:
+            self.reason = problem
+            self.stops += 1
+        self._braking = True
+        switch_ns = now_ns + round(self.parameters.lead_time * NANOSECONDS)
+        if switch_ns >= motion.end_ns:
+            return None  # at rest before a stop could begin
+        lead = (switch_ns - now_ns) / NANOSECONDS
+        stop = brake(self._robot.joint_names, motion.at(switch_ns), self._robot.limits)
+        if lead > 0.0:
+            stop = motion.from_time(now_ns).then(lead, stop)
+        self._motion = TimedTrajectory(now_ns, stop)
+        self._sent.add(now_ns, stop.positions[-1])
+        return self._motion
+
+    def reset(self, now_ns: int, wall: float) -> None:
+        """End the latched stop.
+
+        Raises:
+            ResetRefused: the arm still moves, or the arm controller is still silent.
+        """
+        self._follow_clock(now_ns)
+        given = self.parameters
+        problem = self._controller.silence(
+            now_ns, wall, given.controller_timeout, given.controller_wall_timeout
+        )
+        if self._moving(now_ns):
+            problem = "the arm still decelerates"
+        if self.reason and problem:
+            raise ResetRefused(problem)
+        self.reason = ""
+
+    def status(self, now_ns: int) -> ExecutorStatus:
+        """What it does and why, in the terms of the arm controller."""
+        if self.reason:
+            state, reason = ControllerState.STOPPED, self.reason
+        elif self._moving(now_ns):
+            state, reason = ControllerState.EXECUTING, ""
+        else:
+            state, reason = ControllerState.WAITING, "no motion is commanded"
+        return ExecutorStatus(state, reason, 0, 0, 0, self.stops, self.reason, 0.0)
+
+    def _problem(self, now_ns: int, wall: float) -> str:
+        given = self.parameters
+        return self._controller.silence(
+            now_ns, wall, given.controller_timeout, given.controller_wall_timeout
+        ) or self._planner.silence(now_ns, wall, given.planner_timeout, given.planner_wall_timeout)
+
+    def _moving(self, now_ns: int) -> bool:
+        return self._motion is not None and now_ns < self._motion.end_ns
+
+    def _follow_clock(self, now_ns: int) -> None:
+        """After a jump back in time nothing known is true any more."""
+        if now_ns < self._last_ns:
+            self._motion, self._braking = None, False
+            for voice in (self._controller, self._planner):
+                voice.heard_ns = None if voice.heard_ns is None else now_ns
+        self._last_ns = now_ns

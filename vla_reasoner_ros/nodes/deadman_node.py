@@ -1,0 +1,137 @@
+"""Stops the arm when the arm controller or the planner goes silent: a process apart from both."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
+from vla_reasoner_ros.control.executor import ResetRefused
+from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.msg import ActionChunk, ControllerStatus
+from vla_reasoner_ros.parameters import parameter
+from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.clock import to_nanoseconds
+from vla_reasoner_ros.ros.conversions import (
+    status_to_message,
+    trajectory_from_message,
+    trajectory_to_message,
+)
+from vla_reasoner_ros.ros.diagnostics import Level, Report
+from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
+
+
+@dataclass(frozen=True)
+class DeadmanNodeParameters(DeadmanParameters, BaseParameters):
+    """The deadman's parameters and those of every node."""
+
+    controller: str = parameter(
+        "arm_controller_node",
+        "Name of the arm controller's node, whose ~/status is its sign of life.",
+        read_only=True,
+    )
+
+
+class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
+    """Wires a :class:`Deadman` to topics, a service and two clocks."""
+
+    parameters_class = DeadmanNodeParameters
+
+    def configure(self) -> None:
+        """Read the robot's limits and listen."""
+        given = self.parameters
+        robot = load_robot(given.robot, given.limits)
+        self._deadman = Deadman(robot, given)
+        self._trajectories = self.create_lifecycle_publisher(
+            JointTrajectory, "joint_trajectory", qos.COMMAND
+        )
+        self._statuses = self.create_lifecycle_publisher(ControllerStatus, "~/status", qos.LATCHED)
+        for kind, topic, callback, profile in (
+            (JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND),
+            (ControllerStatus, f"{given.controller}/status", self._controller_spoke, qos.STATE),
+            (ActionChunk, "action_chunk", self._planner_spoke, qos.COMMAND),
+        ):
+            self.create_subscription(
+                kind, topic, self.guarded(topic, callback), profile, callback_group=self.work
+            )
+        self.create_service(Trigger, "~/reset", self._reset, callback_group=self.work)
+        # One look by each clock: the node's may be simulated, and stop.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        for clock in (self.get_clock(), steady):
+            self.create_timer(
+                given.period,
+                self.guarded("look", self._look),
+                callback_group=self.work,
+                clock=clock,
+            )
+        self.diagnostics.hardware_id = robot.name
+        self.diagnostics.add("deadman", self._report)
+
+    def activate(self) -> None:
+        """Say that it watches."""
+        self._publish_status()
+
+    def teardown(self) -> None:
+        """Let go of everything."""
+        self.diagnostics.remove("deadman")
+
+    def parameters_changed(self, parameters: DeadmanNodeParameters) -> None:
+        """The next look follows the new time-outs."""
+        self._deadman.parameters = parameters
+
+    def _commanded(self, message: JointTrajectory) -> None:
+        self._deadman.commanded(
+            trajectory_from_message(message),
+            to_nanoseconds(message.header.stamp),
+            self.now_ns(),
+            time.monotonic(),
+        )
+
+    def _controller_spoke(self, message: ControllerStatus) -> None:
+        self._deadman.controller_spoke(self.now_ns(), time.monotonic())
+
+    def _planner_spoke(self, message: ActionChunk) -> None:
+        self._deadman.planner_spoke(self.now_ns(), time.monotonic())
+
+    def _look(self) -> None:
+        stop = self._deadman.tick(self.now_ns(), time.monotonic())
+        if stop is None:
+            return
+        self._trajectories.publish(trajectory_to_message(stop.trajectory, stop.start_ns))
+        self._publish_status()
+        self.get_logger().error(f"the arm is stopped: {self._deadman.reason}")
+
+    def _publish_status(self) -> None:
+        now_ns = self.now_ns()
+        self._statuses.publish(status_to_message(self._deadman.status(now_ns), now_ns))
+
+    def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self.exclusive:
+            try:
+                self._deadman.reset(self.now_ns(), time.monotonic())
+            except ResetRefused as refusal:
+                response.message = str(refusal)
+            else:
+                response.success, response.message = True, "ready"
+                self._publish_status()
+        return response
+
+    def _report(self) -> Report:
+        with self.exclusive:
+            reason, stops = self._deadman.reason, self._deadman.stops
+        level = Level.ERROR if reason else Level.OK
+        return Report(level, reason or "watching", {"stops": stops})
+
+
+def main() -> None:
+    """Run the node."""
+    run(DeadmanNode, "deadman_node")
+
+
+if __name__ == "__main__":
+    main()
