@@ -61,6 +61,9 @@ VERBS: dict[str, Verb] = {
         "a recorded bag through the same ingest and planner as live",
         "vla_reasoner_ros.evaluation.replay",
     ),
+    "ablate": Verb(
+        "many variants of the search on the same scenes", "vla_reasoner_ros.evaluation.ablate"
+    ),
     "report": Verb("write an HTML report of an evaluation", "vla_reasoner_ros.evaluation.report"),
 }
 

@@ -167,18 +167,25 @@ def component_parameters(name: str, overrides: Mapping[str, Any]) -> ComponentPa
     return build(ComponentParameters, given | own, "planner.")
 
 
-def make_reasoner(name: str, overrides: Mapping[str, Any], scene_hook: str = "") -> Reasoner:
+def make_reasoner(
+    name: str,
+    overrides: Mapping[str, Any],
+    scene_hook: str = "",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Reasoner:
     """Put an arm together.
 
     Args:
         name: the arm.
         overrides: search and planner parameters by full name.
-        scene_hook: given to a simulator that serves as world model.
+        scene_hook: given to the true simulator where it serves as world model, and to nothing else.
+        options: options of components by kind.
     """
     parameters = component_parameters(name, overrides)
-    simulated = parameters.world_model == SIMULATOR
-    options = {"world_model": {"scene_hook": scene_hook}} if simulated else {}
-    components = load_components(parameters, options)
+    given: dict[str, Mapping[str, Any]] = dict(options or {})
+    if parameters.world_model == SIMULATOR:
+        given["world_model"] = {**given.get("world_model", {}), "scene_hook": scene_hook}
+    components = load_components(parameters, given)
     return Reasoner(
         components.policy,
         components.world_model,

@@ -40,7 +40,8 @@ class Settings:
     """What all episodes of one results file share.
 
     Attributes:
-        overrides: search parameters by full name.
+        overrides: search and planner parameters by full name.
+        options: options of components by kind, over those of their options files.
         scene_hook: FILE.py:FUNCTION, or empty.
         limit: actions per episode.
         held_out: instructions kept out of training.
@@ -48,6 +49,7 @@ class Settings:
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scene_hook: str = ""
     limit: int = EPISODE_ACTIONS
     held_out: bool = False
@@ -58,6 +60,7 @@ class Settings:
         hook = Path(self.scene_hook.rpartition(":")[0])
         return {
             "overrides": dict(self.overrides),
+            "options": {kind: dict(values) for kind, values in self.options.items()},
             "scene_hook": _digest([hook]) if self.scene_hook else "",
             "limit": self.limit,
             "held_out": self.held_out,
@@ -182,10 +185,12 @@ class Worker:
 
     def _reasoner(self, job: Job, world: World) -> Reasoner:
         case, settings = job.case, job.settings
-        overrides = settings.overrides
-        key = json.dumps([case.arm, settings.scene_hook, overrides], sort_keys=True, default=str)
+        made_of = [case.arm, settings.scene_hook, settings.overrides, settings.options]
+        key = json.dumps(made_of, sort_keys=True, default=str)
         if key not in self._reasoners:
-            reasoner = arm_table.make_reasoner(case.arm, overrides, settings.scene_hook)
+            reasoner = arm_table.make_reasoner(
+                case.arm, settings.overrides, settings.scene_hook, settings.options
+            )
             world.reset(case.task, case.seed, settings.held_out)
             reasoner.warm_up(world.observation())
             self._reasoners[key] = reasoner
