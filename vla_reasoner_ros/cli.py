@@ -64,7 +64,9 @@ VERBS: dict[str, Verb] = {
     "ablate": Verb(
         "many variants of the search on the same scenes", "vla_reasoner_ros.evaluation.ablate"
     ),
-    "report": Verb("write an HTML report of an evaluation", "vla_reasoner_ros.evaluation.report"),
+    "report": Verb(
+        "write an HTML report of an evaluation or a replay", "vla_reasoner_ros.evaluation.report"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Write an HTML report of an evaluation: one file with all pictures inside, readable offline."""
+"""Write an HTML report of an evaluation or a replay: one file, all inside, readable offline."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vla_reasoner_ros.data.cameras import load_cameras
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import summary, svg
 from vla_reasoner_ros.evaluation.page import assembly
 from vla_reasoner_ros.evaluation.page.moments import Recording, from_run
 from vla_reasoner_ros.evaluation.page.packing import pack
+from vla_reasoner_ros.evaluation.page.replays import from_replay
 from vla_reasoner_ros.evaluation.page.trees import principal_path, root_candidates
 from vla_reasoner_ros.evaluation.records import (
     Arm,
@@ -28,8 +30,12 @@ from vla_reasoner_ros.evaluation.records import (
     RunRecord,
     project,
 )
+from vla_reasoner_ros.evaluation.replay_record import Replay, read_replay
 from vla_reasoner_ros.evaluation.statistics import Proportion
 from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.parameters import flatten
+from vla_reasoner_ros.paths import share_directory
+from vla_reasoner_ros.search.parameters import SearchParameters
 
 SHOWN_CANDIDATES = 8
 STRIP_PICTURES = 6
@@ -39,15 +45,48 @@ EXPLORER_PICTURE_WIDTH = 640
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("results", type=Path, help="JSON file that `evaluate --json` wrote")
-    parser.add_argument("--html", type=Path, help="report to write; default: beside the results")
+    parser.add_argument(
+        "results", type=Path, help="JSON file that `evaluate --json` wrote, or folder of a replay"
+    )
+    parser.add_argument(
+        "--html", type=Path, help="report to write; default: beside the results, in the folder"
+    )
+    parser.add_argument("--camera", default="", help="whose pictures of a replay are shown")
+    parser.add_argument(
+        "--cameras",
+        default="",
+        help="calibration of a replay's cameras, a name in config/cameras or a YAML file; default: "
+        "named as the contract",
+    )
+    parser.add_argument(
+        "--picture-width",
+        type=int,
+        default=EXPLORER_PICTURE_WIDTH,
+        help=f"a replay's wider pictures are made smaller (default {EXPLORER_PICTURE_WIDTH})",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the report of a results file."""
+    """Write the report of a results file or of a replay."""
+    if arguments.results.is_dir():
+        path = arguments.html or arguments.results / "report.html"
+        replay = read_replay(arguments.results)
+        left_out = write_replay_report(
+            path, replay, arguments.camera, arguments.cameras, arguments.picture_width
+        )
+    else:
+        path = arguments.html or arguments.results.with_suffix(".html")
+        left_out = write_report(path, _read_results(arguments.results))
+    if left_out:
+        print(f"vla-reasoner report: {left_out}", file=sys.stderr)
+    print(path)
+    return 0
+
+
+def _read_results(path: Path) -> RunRecord:
     try:
-        results = json.loads(arguments.results.read_text(encoding="utf-8"))
-        record = RunRecord(
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return RunRecord(
             title="Success with and without search",
             facts=[(str(name), str(text)) for name, text in results["facts"].items()],
             notes=results["notes"],
@@ -55,17 +94,57 @@ def run(arguments: argparse.Namespace) -> int:
             episodes=results["episodes"],
         )
     except OSError as error:
-        raise ConfigurationError(f"results {arguments.results}: {error.strerror}") from error
+        raise ConfigurationError(f"results {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
-            f"results {arguments.results}: not what `evaluate --json` writes: {error!r}"
+            f"results {path}: not what `evaluate --json` writes: {error!r}"
         ) from error
-    path = arguments.html or arguments.results.with_suffix(".html")
-    left_out = write_report(path, record)
-    if left_out:
-        print(f"vla-reasoner report: {left_out}", file=sys.stderr)
-    print(path)
-    return 0
+
+
+def write_replay_report(
+    path: str | Path, replay: Replay, camera: str, cameras: str, picture_width: int
+) -> str:
+    """Write the report of a replayed bag, atomically.
+
+    Args:
+        path: the file.
+        replay: it.
+        camera: whose pictures are shown; empty chooses one.
+        cameras: calibration by name or path; empty takes that of the contract's name if it exists.
+        picture_width: wider pictures are made smaller, pixels.
+
+    Returns:
+        As :func:`write_page`.
+
+    Raises:
+        ConfigurationError: no decision, or the camera or the calibration is unknown.
+    """
+    settings = replay.info["settings"]
+    named = share_directory() / "config" / "cameras" / f"{settings['contract']}.yaml"
+    wanted = cameras or (named if named.is_file() else "")
+    known = load_cameras(wanted) if wanted else {}
+    recordings = from_replay(replay, camera, known)
+    if not recordings:
+        raise ConfigurationError(f"replay {replay.path}: there is no decision in it")
+    facts = [("bag", replay.info["bag"]), ("version", replay.info["version"])]
+    facts += [(f"planner.{kind}", name) for kind, name in replay.info["components"].items()]
+    facts += [(name, str(settings[name])) for name in ("contract", "seed", "models")]
+    changed = flatten(SearchParameters(), "search.")
+    facts += [
+        (name, str(value))
+        for name, value in replay.info["parameters"].items()
+        if name in changed and changed[name] != value
+    ]
+    notes = [*replay.info.get("problems", ())]
+    if replay.info.get("note"):
+        notes.append(str(replay.info["note"]))
+    if not replay.info["finished"]:
+        notes.append("The replay is not finished: this is how far it came.")
+    before = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    sections = [f"<section>{before}</section>"] if before else []
+    title = f"Replay of {Path(replay.info['bag']).name}"
+    after = [_facts_section(facts)]
+    return write_page(path, title, sections, recordings, picture_width, after)
 
 
 def write_report(path: str | Path, record: RunRecord) -> str:

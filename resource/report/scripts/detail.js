@@ -84,7 +84,7 @@ export class Detail {
     );
     this.verdict.textContent = headline(session, index);
     this.remarks.replaceChildren(
-      ...remarks(session, index).map((text) => element("li", {}, text))
+      ...[...remarks(session, index), ...details.remarks].map((text) => element("li", {}, text))
     );
     const { tree } = details;
     const winner = session.columns.chosen_id[index];

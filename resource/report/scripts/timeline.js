@@ -149,6 +149,11 @@ export class Timeline {
         },
       },
     });
+    const columns = series.map((one) => this.column(one.read));
+    const alone = columns.map((column) =>
+      column.flatMap((number, i) =>
+        number !== null && (column[i - 1] ?? null) === null && (column[i + 1] ?? null) === null
+          ? [i] : []));
     options.axes = [
       { show: false },
       {
@@ -170,12 +175,14 @@ export class Timeline {
         spanGaps: false,
         points: {
           show: (plot, _, first, last) => last - first < plot.width / (one.points ? 6 : 14),
+          // A decision alone between others without a number has no line to be seen by.
+          filter: (_, number, shown) => (shown ? null : alone[number - 1]),
           size: one.points ? 6 : 4,
           fill: () => theme(one.colour),
         },
       })),
     ];
-    this.add(options, [this.x, ...series.map((one) => this.column(one.read))], body);
+    this.add(options, [this.x, ...columns], body);
   }
 
   lanes(container) {
@@ -197,7 +204,8 @@ export class Timeline {
         font: "12px system-ui, sans-serif",
         grid: { show: false },
         ticks: { stroke: () => theme("--rule"), width: 1, size: 5 },
-        values: (_, splits) => splits.map((split) => seconds(Math.max(0, split))),
+        values: (_, splits, __, ___, step) =>
+          splits.map((split) => seconds(Math.max(0, split), step < 1 ? 1 : 0)),
       },
       { size: LEFT, values: () => [], grid: { show: false }, ticks: { show: false } },
     ];

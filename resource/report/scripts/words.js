@@ -13,12 +13,13 @@ export function signed(number, digits = 3) {
   return (number < 0 ? "−" : "+") + Math.abs(number).toFixed(digits);
 }
 
-export function seconds(number) {
-  if (number < 60) return `${number.toFixed(1)} s`;
-  const whole = Math.floor(number);
-  const parts = [Math.floor(whole / 60) % 60, whole % 60].map((n) => String(n).padStart(2, "0"));
-  const hours = Math.floor(whole / 3600);
-  return (hours ? `${hours}:` : "") + parts.join(":") + (number % 1).toFixed(1).slice(1);
+export function seconds(number, digits = 1) {
+  if (number < 60) return `${number.toFixed(digits)} s`;
+  const rounded = Number(number.toFixed(digits));
+  const hours = Math.floor(rounded / 3600);
+  const minutes = String(Math.floor(rounded / 60) % 60).padStart(hours ? 2 : 1, "0");
+  const rest = (rounded % 60).toFixed(digits).padStart(digits ? 3 + digits : 2, "0");
+  return `${hours ? `${hours}:` : ""}${minutes}:${rest}`;
 }
 
 export function milliseconds(number) {

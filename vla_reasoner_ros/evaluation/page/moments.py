@@ -21,7 +21,8 @@ class Moment:
         statistics: the fields of SearchStatistics by name.
         tree: the fields of SearchTree by name, arrays flat or shaped; None where it was not kept.
         picture: JPEG of the moment; None where it was not kept.
-        faults: what else went wrong between this decision and the next, a few words each.
+        faults: what else went wrong around this decision, a few words each.
+        remarks: what else is to be said about it, one sentence each.
         frames: JPEG of the imagined state of some nodes of the tree, from models that draw.
     """
 
@@ -30,6 +31,7 @@ class Moment:
     tree: Mapping[str, Any] | None = None
     picture: bytes | None = None
     faults: Sequence[str] = ()
+    remarks: Sequence[str] = ()
     frames: Mapping[int, bytes] = field(default_factory=dict)
 
 

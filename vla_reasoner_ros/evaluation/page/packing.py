@@ -122,6 +122,7 @@ class Packer:
             },
             "candidates": _candidates(said),
             "tree": _tree(moment, recording),
+            "remarks": list(moment.remarks),
         }
         picture = "" if moment.picture is None else _base64(_within(moment.picture, self._width))
         row: dict[str, Any] = {
