@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from vla_reasoner_ros.data.contract import CameraStream, Gripper, JointStream, Moments
+from vla_reasoner_ros.data.contract import Actions, CameraStream, Gripper, JointStream, Moments
 from vla_reasoner_ros.parameters import Declaration, declarations
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,7 @@ CONTRACT = {
     "joint_states.": JointStream,
     "gripper.": Gripper,
     "cameras.NAME.": CameraStream,
+    "actions.": Actions,
 }
 ORIGIN = "Written by scripts/parameter_docs.py from the declarations in the code."
 WIDTH = 100

@@ -14,7 +14,7 @@ from vla_reasoner_ros.cli import VERBS
 from vla_reasoner_ros.components import ComponentParameters, load_components
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import RejectionReason
-from vla_reasoner_ros.data.contract import CameraStream, Gripper, JointStream, Moments
+from vla_reasoner_ros.data.contract import Actions, CameraStream, Gripper, JointStream, Moments
 from vla_reasoner_ros.errors import ObservationError
 from vla_reasoner_ros.evaluation.arms import RECIPES
 from vla_reasoner_ros.parameters import declarations
@@ -67,6 +67,7 @@ def parameters():
         ("joint_states.", JointStream),
         ("gripper.", Gripper),
         ("cameras.NAME.", CameraStream),
+        ("actions.", Actions),
     ):
         known |= {declaration.name for declaration in declarations(cls, prefix)}
     return known

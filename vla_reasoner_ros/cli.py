@@ -35,6 +35,12 @@ VERBS: dict[str, Verb] = {
         "record demonstrations and failures in the simulator",
         "vla_reasoner_ros.training.demo_data",
     ),
+    "import-bags": Verb(
+        "recorded bags to episodes that can be trained on", "vla_reasoner_ros.data.bag_episodes"
+    ),
+    "export-bags": Verb(
+        "episodes to rosbag2 (MCAP) recordings", "vla_reasoner_ros.data.episode_bags"
+    ),
     "branches": Verb(
         "record branched decisions: many candidates from the same state",
         "vla_reasoner_ros.training.branches",

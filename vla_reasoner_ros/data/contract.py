@@ -7,7 +7,7 @@ that types, ranges and defaults are checked and documented in one place.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import yaml
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import build, dotted, parameter
 from vla_reasoner_ros.paths import share_directory
+from vla_reasoner_ros.types import Representation
 
 T = TypeVar("T")
 
@@ -125,6 +126,28 @@ class Gripper:
 
 
 @dataclass(frozen=True)
+class Actions:
+    """Which actions a recording holds, for training on it; live nodes do not read them."""
+
+    source: str = parameter(
+        "auto",
+        "chunks: the action chunks that were published. motion: the measured motion from one "
+        "observation to the next. auto: chunks where the recording has them.",
+        choices=("auto", "chunks", "motion"),
+    )
+    topic: str = parameter("action_chunk", "Topic of the action chunks.")
+    representation: str = parameter(
+        "end_effector_delta",
+        "What the actions of a motion shall be: a word of the message ActionChunk. Those of chunks "
+        "are as they are.",
+        choices=tuple(r.value for r in Representation),
+    )
+    gripper_open: float = parameter(1.0, "The value that means fully open, of a motion's actions.")
+    gripper_closed: float = parameter(0.0, "The value that means fully closed, likewise.")
+    gripper_binary: bool = parameter(True, "Whether only these two values are meant, likewise.")
+
+
+@dataclass(frozen=True)
 class Moments:
     """When observations are made, and which stamps are believed."""
 
@@ -172,12 +195,14 @@ class Contract:
         joint_states: the joint states.
         gripper: how the gripper is read from them.
         cameras: the cameras by the name that models know them by.
+        actions: which actions a recording holds.
     """
 
     moments: Moments
     joint_states: JointStream
     gripper: Gripper
     cameras: Mapping[str, CameraStream]
+    actions: Actions = field(default_factory=Actions)
 
     def __post_init__(self) -> None:
         if not self.cameras:
@@ -237,11 +262,12 @@ def contract_from(content: Any) -> Contract:
     rest = dict(_mapping(content, "the file"))
     joint_states = _read(JointStream, rest.pop(JOINT_STATES, {}), JOINT_STATES)
     gripper = _read(Gripper, rest.pop("gripper", {}), "gripper")
+    actions = _read(Actions, rest.pop("actions", {}), "actions")
     cameras = {
         str(name): _read(CameraStream, entry, f"cameras.{name}")
         for name, entry in _mapping(rest.pop("cameras", {}), "cameras").items()
     }
-    return Contract(build(Moments, dotted(rest)), joint_states, gripper, cameras)
+    return Contract(build(Moments, dotted(rest)), joint_states, gripper, cameras, actions)
 
 
 def _read(cls: type[T], content: Any, name: str) -> T:

@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+import recordings
+from recordings import KINEMATICS, SECOND, START
+
+from vla_reasoner_ros import cli
+from vla_reasoner_ros.data import bag_episodes
+from vla_reasoner_ros.data.bag_episodes import ImportOptions, episodes_from_bag
+from vla_reasoner_ros.data.contract import load_contract
+from vla_reasoner_ros.data.episode_bags import write_episode
+from vla_reasoner_ros.data.episodes import Episode, EpisodeSet, EpisodeWriter
+from vla_reasoner_ros.data.messages import ACTION_CHUNK, chunk_fields
+from vla_reasoner_ros.errors import BagError, ConfigurationError
+from vla_reasoner_ros.types import (
+    ActionChunk,
+    ActionSpec,
+    GripperSpec,
+    Observation,
+    Representation,
+)
+
+SPEC = ActionSpec(
+    Representation.EE_DELTA,
+    ("x", "y", "z", "rx", "ry", "rz", "gripper"),
+    "base",
+    0.1,
+    GripperSpec(6),
+)
+CHUNKS = recordings.TOPICS | {"/action_chunk": ACTION_CHUNK}
+
+
+def imported(bag, folder, text=recordings.CONTRACT, **options):
+    files, problems = episodes_from_bag(
+        bag, recordings.contract(text), folder, ImportOptions(**options), KINEMATICS
+    )
+    return [Episode(file) for file in files], problems
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    """An episode as demo-data writes them."""
+    rng = np.random.default_rng(3)
+    writer = EpisodeWriter(SPEC, ("red_block", "plate"))
+    for step in range(6):
+        joints = np.array(KINEMATICS.robot.home) + rng.normal(size=7) * 0.05
+        joints = joints.astype(np.float32).astype(np.float64)
+        position, quaternion = KINEMATICS.forward(joints)
+        observation = Observation(
+            stamp_ns=step * SECOND // 10,
+            images={
+                camera: rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+                for camera in ("agent", "wrist")
+            },
+            joint_names=KINEMATICS.robot.joint_names,
+            joint_positions=joints,
+            joint_velocities=rng.normal(size=7),
+            ee_position=position,
+            ee_quaternion=quaternion,
+            gripper=0.25 * (step % 5),
+            instruction="put the red block on the plate",
+            simulator_state=rng.normal(size=11),
+        )
+        action = rng.normal(size=7)
+        writer.append(observation, action, step / 6, rng.normal(size=(2, 7)), action + 0.1)
+    path = tmp_path / "episodes" / "one.safetensors"
+    writer.write(path, task="red_on_plate", seed=100_007, success=False, kind="noisy_expert")
+    return Episode(path)
+
+
+def test_an_episode_survives_the_way_through_a_bag(simulated, tmp_path):
+    contract = load_contract("sim")
+    bag = write_episode(tmp_path / "bag", simulated, contract)
+    (file,), problems = episodes_from_bag(bag, contract, tmp_path / "again", None, KINEMATICS)
+    again = Episode(file)
+    assert problems == []
+    assert again.meta == simulated.meta
+    for name in simulated._layout:
+        np.testing.assert_allclose(again[name], simulated[name], atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(again.images["wrist"], simulated.images["wrist"])
+    np.testing.assert_array_equal(again.actions, simulated.actions)
+    np.testing.assert_array_equal(again["simulator_state"], simulated["simulator_state"])
+
+
+def test_what_does_not_fit_the_contract_is_not_exported(simulated, tmp_path):
+    with pytest.raises(ConfigurationError, match="10 Hz, the contract has 20"):
+        write_episode(
+            tmp_path / "bag",
+            simulated,
+            recordings.contract(recordings.CONTRACT.replace("rate: 10.0", "rate: 20.0")),
+        )
+
+
+def test_where_no_action_was_recorded_the_motion_is_taken(tmp_path):
+    bag = recordings.record(tmp_path / "bag")
+    (episode,), _ = imported(bag, tmp_path / "out", task="mine")
+    assert len(episode) == 9
+    assert episode.meta.action_spec == SPEC
+    assert (episode.meta.task, episode.meta.success) == ("mine", True)
+    assert episode.meta.seed >= 100_000
+    for step in range(8):
+        moved = episode["ee_position"][step + 1] - episode["ee_position"][step]
+        np.testing.assert_allclose(episode.actions[step][:3], moved, atol=1e-6)
+        assert np.linalg.norm(episode.actions[step][3:6]) > 1e-4
+    assert set(episode.actions[:, 6]) == {0.0}  # half open counts as closed
+
+
+@pytest.mark.parametrize("representation", ["joint_position", "joint_delta", "end_effector_pose"])
+def test_a_motion_becomes_actions_of_any_convention(tmp_path, representation):
+    bag = recordings.record(tmp_path / "bag")
+    text = recordings.CONTRACT + f"actions: {{representation: {representation}}}\n"
+    (episode,), _ = imported(bag, tmp_path / "out", text)
+    after, before = episode["joint_positions"][1], episode["joint_positions"][0]
+    expected = {
+        "joint_position": after,
+        "joint_delta": after - before,
+        "end_effector_pose": [*episode["ee_position"][1], *episode["ee_quaternion"][1]],
+    }[representation]
+    np.testing.assert_allclose(episode.actions[0][:-1], expected, atol=1e-6)
+    assert episode.meta.action_spec.names[-1] == "gripper"
+
+
+def with_chunks(chunks):
+    happened = recordings.events()
+    for stamp_ns, published_ns, actions in chunks:
+        fields = chunk_fields(ActionChunk(SPEC, actions, stamp_ns), published_ns)
+        happened.append(("/action_chunk", published_ns, fields))
+    return happened
+
+
+def test_published_chunks_are_the_actions_and_hold_when_they_run_out(tmp_path):
+    first, second = np.full((4, 7), 1.0), np.full((2, 7), 2.0)
+    first[:, 0], second[:, 0] = np.arange(4), 10 + np.arange(2)
+    tenth = SECOND // 10
+    chunks = [
+        (START + tenth, START + tenth + tenth // 2, first),  # thought about for half an action
+        (START + 4 * tenth, START + 5 * tenth, second),
+    ]
+    bag = recordings.record(tmp_path / "bag", with_chunks(chunks), CHUNKS)
+    (episode,), _ = imported(bag, tmp_path / "out")
+    # Nothing runs at 0 and 1; the second chunk is published at 5, when its first action has passed.
+    assert episode.actions[:, 0].tolist() == [1.0, 2.0, 3.0, 11.0, 0.0, 0.0, 0.0, 0.0]
+    assert episode.actions[:, 6].tolist() == [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+
+
+def test_chunks_that_were_asked_for_and_are_missing(tmp_path):
+    bag = recordings.record(tmp_path / "bag")
+    with pytest.raises(BagError, match="topic action_chunk with action chunks is missing"):
+        imported(bag, tmp_path / "out", recordings.CONTRACT + "actions: {source: chunks}\n")
+
+
+def test_a_gap_or_another_instruction_begins_another_episode(tmp_path):
+    gap = range(START + 300_000_000, START + 500_000_000)
+    happened = [event for event in recordings.events(2.0) if event[1] not in gap]
+    happened.append(("/instruction", START + 1_250_000_000, {"data": "push the red block"}))
+    episodes, problems = imported(recordings.record(tmp_path / "bag", happened), tmp_path / "out")
+    assert [len(episode) for episode in episodes] == [2, 7, 6]
+    assert [e.meta.instruction for e in episodes][-1] == "push the red block"
+    assert len({e.meta.seed for e in episodes}) == 3
+    assert problems == []
+
+
+def test_a_bag_is_read_once_and_nothing_half_written_counts(tmp_path, monkeypatch):
+    bag = recordings.record(tmp_path / "bag")
+    folder = tmp_path / "out"
+    write = bag_episodes.write_atomically
+
+    def killed(path, content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bag_episodes, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        imported(bag, folder)
+    monkeypatch.setattr(bag_episodes, "write_atomically", write)
+    (episode,), _ = imported(bag, folder)
+    made = episode.path.stat().st_mtime_ns
+    monkeypatch.setattr(bag_episodes, "BagIngest", None)  # is not asked again
+    (again,), _ = imported(bag, folder)
+    assert (again.path, again.path.stat().st_mtime_ns) == (episode.path, made)
+    monkeypatch.undo()
+    (other,), _ = imported(bag, folder, task="another")
+    assert other.path != episode.path
+    assert len(EpisodeSet.open(folder)) == 2
+
+
+def test_the_verbs(simulated, tmp_path, capsys):
+    bags, out = str(tmp_path / "bags"), str(tmp_path / "out")
+    assert cli.main(["export-bags", str(simulated.path.parent), "--out", bags]) == 0
+    (tmp_path / "bags" / "broken.mcap").write_text("no bag")
+    assert cli.main(["import-bags", bags, "--out", out]) == 0
+    said = capsys.readouterr()
+    assert "1 episodes of 1 bags" in said.out
+    assert "is no MCAP file" in said.err
+    assert EpisodeSet.open(out)[0].meta.task == "red_on_plate"
+    assert cli.main(["import-bags", str(tmp_path / "none")]) == cli.EXIT_ERROR

@@ -1,0 +1,178 @@
+"""Recorded episodes as rosbag2 recordings: what a robot with these streams would have published.
+
+The inverse of :mod:`vla_reasoner_ros.data.bag_episodes`: such a bag replays, and gives the same
+episode when it is read again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from vla_reasoner_ros.data.bag_episodes import (
+    EXECUTED_TOPIC,
+    META,
+    META_TOPIC,
+    POSES,
+    POSES_TOPIC,
+)
+from vla_reasoner_ros.data.bag_ingest import IMAGES, JOINT_STATE, STRING
+from vla_reasoner_ros.data.bags import BagWriter
+from vla_reasoner_ros.data.contract import Contract, load_contract
+from vla_reasoner_ros.data.episodes import Episode, EpisodeSet
+from vla_reasoner_ros.data.images import encode_png
+from vla_reasoner_ros.data.messages import (
+    ACTION_CHUNK,
+    SIMULATOR_STATE,
+    chunk_fields,
+    image_fields,
+)
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.types import ActionChunk, FloatArray
+
+START_NS = 1_000_000_000_000
+STEP_NS = 1_000
+"""Time of recording from one message of a moment to the next."""
+
+
+def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Path:
+    """Write an episode as a bag.
+
+    Args:
+        path: the bag's folder; must not be there.
+        episode: its observations must have the contract's cameras.
+        contract: names the topics.
+
+    Raises:
+        ConfigurationError: the contract has a camera that the episode has not, or another rate.
+        BagError: the folder is there already.
+    """
+    meta, images = episode.meta, episode.images
+    missing = sorted(set(contract.cameras) - set(images))
+    if missing:
+        raise ConfigurationError(f"episode {episode.path}: no camera {', '.join(missing)}")
+    if abs(meta.action_spec.dt * contract.moments.rate - 1.0) > 1e-6:
+        raise ConfigurationError(
+            f"episode {episode.path}: {1 / meta.action_spec.dt:g} Hz, the contract has "
+            f"{contract.moments.rate:g}"
+        )
+    gripper = contract.gripper
+    topics = {
+        META_TOPIC: META,
+        contract.moments.instruction: STRING,
+        contract.joint_states.topic: JOINT_STATE,
+        contract.actions.topic: ACTION_CHUNK,
+        **{camera.topic: IMAGES[camera.type] for camera in contract.cameras.values()},
+    }
+    simulated = episode["simulator_state"].shape[1] > 0
+    if simulated:
+        topics["simulator_state"] = SIMULATOR_STATE
+    if meta.object_names:
+        topics[POSES_TOPIC] = POSES
+    if meta.executed != "actions":
+        topics[EXECUTED_TOPIC] = ACTION_CHUNK
+    told = {
+        "task": meta.task,
+        "seed": meta.seed,
+        "kind": meta.kind.value,
+        "success": meta.success,
+        "object_names": list(meta.object_names),
+    }
+    with BagWriter(path, compress=True) as bag:
+        for topic, kind in topics.items():
+            latched = topic in (META_TOPIC, contract.moments.instruction)
+            bag.add_topic(f"/{topic}", kind, latched=latched)
+        bag.write(f"/{META_TOPIC}", START_NS, {"data": json.dumps(told)})
+        bag.write(f"/{contract.moments.instruction}", START_NS, {"data": meta.instruction})
+        for step in range(len(episode)):
+            stamp_ns = START_NS + round(step * meta.action_spec.dt * 1e9)
+            header = {"stamp": stamp_ns}
+            opening = float(episode["gripper"][step])
+            fingers = [gripper.closed + opening * (gripper.open - gripper.closed)]
+            count = len(gripper.joints)
+            happened: list[tuple[str, object]] = []
+            if simulated:
+                happened.append(
+                    (
+                        "simulator_state",
+                        {
+                            "header": header,
+                            "task": meta.task,
+                            "seed": meta.seed,
+                            "episode": 1,
+                            "state": episode["simulator_state"][step],
+                            "progress": float(episode.progress[step]),
+                            "success": meta.success and step == len(episode) - 1,
+                        },
+                    )
+                )
+            if meta.object_names:
+                poses = [_pose(pose) for pose in episode["object_poses"][step]]
+                frame = {**header, "frame_id": meta.ee_frame}
+                happened.append((POSES_TOPIC, {"header": frame, "poses": poses}))
+            for topic, actions in (
+                (contract.actions.topic, episode.actions),
+                (EXECUTED_TOPIC, episode.executed_actions),
+            ):
+                if topic in topics:
+                    chunk = ActionChunk(
+                        meta.action_spec, actions[step : step + 1], stamp_ns, sequence=step + 1
+                    )
+                    happened.append((topic, chunk_fields(chunk, stamp_ns)))
+            happened.append(
+                (
+                    contract.joint_states.topic,
+                    {
+                        "header": header,
+                        "name": [*meta.joint_names, *gripper.joints],
+                        "position": [*episode["joint_positions"][step], *(fingers * count)],
+                        "velocity": [*episode["joint_velocities"][step], *([0.0] * count)],
+                    },
+                )
+            )
+            # The camera that moments are timed by comes last: nothing is missing then.
+            reference = contract.moments.reference
+            for name in sorted(contract.cameras, key=lambda name: name == reference):
+                camera, image = contract.cameras[name], images[name][step]
+                if camera.type == "image":
+                    happened.append((camera.topic, image_fields(image, stamp_ns, name)))
+                else:
+                    png = {"header": header, "format": "png", "data": encode_png(image)}
+                    happened.append((camera.topic, png))
+            for number, (topic, message) in enumerate(happened):
+                bag.write(f"/{topic}", stamp_ns + number * STEP_NS, message)
+    return Path(path)
+
+
+def _pose(pose: FloatArray) -> dict[str, dict[str, float]]:
+    return {
+        "position": dict(zip("xyz", pose[:3], strict=True)),
+        "orientation": dict(zip("xyzw", pose[3:], strict=True)),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("episodes", nargs="+", type=Path, help="episode folders")
+    parser.add_argument("--contract", default="sim", help="contract by name, or its YAML file")
+    parser.add_argument("--out", type=Path, default=Path("data/bags"), help="folder for the bags")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write every episode that is not there yet as a bag of its own."""
+    contract = load_contract(arguments.contract)
+    episodes = EpisodeSet.open(*arguments.episodes)
+    written = 0
+    for number, episode in enumerate(episodes, 1):
+        path = arguments.out / episode.path.stem
+        if not (path / "metadata.yaml").is_file():
+            shutil.rmtree(path, ignore_errors=True)  # what a killed run did not finish
+            write_episode(path, episode, contract)
+            written += 1
+        if number % 20 == 0 or number == len(episodes):
+            print(f"export-bags: {number}/{len(episodes)} episodes", file=sys.stderr)
+    print(f"{written} bags written, {len(episodes)} in {arguments.out}")
+    return 0
