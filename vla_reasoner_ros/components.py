@@ -20,6 +20,7 @@ from vla_reasoner_ros.parameters import parameter
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.policies.base import Policy
 from vla_reasoner_ros.priors.base import Prior
+from vla_reasoner_ros.self_check import check_configured
 from vla_reasoner_ros.values.base import Value
 from vla_reasoner_ros.world_models.base import WorldModel
 
@@ -52,6 +53,21 @@ class ComponentParameters:
     prior: str = parameter("mixture", "Prior by its registered name.", read_only=True)
     prior_options: str = parameter(
         "", "YAML file with options of the prior; empty is none.", read_only=True
+    )
+    check_robot: str = parameter(
+        "",
+        "Robot, by name or file, that the policy's conventions are held against at configure; "
+        "empty leaves it out.",
+        read_only=True,
+    )
+    check_data: str = parameter(
+        "",
+        "Folder of recorded episodes that the policy answers at configure, to compare its actions "
+        "with those demonstrated; what contradicts them stops the planner. Empty leaves it out.",
+        read_only=True,
+    )
+    check_observations: int = parameter(
+        48, "Recorded observations that are answered.", minimum=8, maximum=10000, read_only=True
     )
     threads: int = parameter(
         1,
@@ -142,8 +158,8 @@ def load_components(
         options: further options by kind, over those of the files.
 
     Raises:
-        ConfigurationError: an unknown name or option, unusable weights, or components of different
-            action conventions.
+        ConfigurationError: an unknown name or option, unusable weights, components of different
+            action conventions, or a policy that the convention self-check refuses.
     """
     extra = options or {}
     if parameters.threads:
@@ -154,6 +170,9 @@ def load_components(
         return plugins.create(kind, name, given | dict(extra.get(kind, {})))
 
     policy: Policy = create("policy", parameters.policy)
+    check_configured(
+        policy, parameters.check_robot, parameters.check_data, parameters.check_observations
+    )
     name, reason = parameters.world_model, ""
     if name == AUTO:
         verdict = world_model_verdict()
