@@ -78,6 +78,12 @@ def common_arguments(*, use_sim_time: str = "false") -> list[DeclareLaunchArgume
             ("debug", "info", "warn", "error", "fatal"),
         ),
         argument(
+            "enclave",
+            "",
+            "SROS2 enclave below which each node has its own, as /vla_reasoner_ros "
+            "(docs/security.md). Empty is that of the environment.",
+        ),
+        argument(
             "startup_timeout",
             "180.0",
             "Seconds a node may take for configure and activate before the launch is given up.",
@@ -151,6 +157,8 @@ def node(
             raise FileNotFoundError(f"params_file: there is no file {params_file!r}")
         layers.append(params_file)
     layers.append({"use_sim_time": is_true(context, "use_sim_time"), "autostart": False})
+    prefix = value(context, "enclave").rstrip("/")
+    enclave = ["--enclave", f"{prefix}/{executable}"] if prefix else []
     return LifecycleNode(
         package=PACKAGE,
         executable=executable,
@@ -158,7 +166,7 @@ def node(
         namespace=value(context, "namespace"),
         parameters=[layer for layer in layers if layer],
         remappings=list(remappings),
-        arguments=["--ros-args", "--log-level", value(context, "log_level")],
+        arguments=["--ros-args", "--log-level", value(context, "log_level"), *enclave],
         output="screen",
         emulate_tty=True,
         respawn=False,
