@@ -52,7 +52,10 @@ def started(folder):
 
 
 @pytest.mark.parametrize("engine", ["processes", RAY])
-def test_a_lost_workers_job_is_run_again(engine, tmp_path):
+def test_a_lost_workers_job_is_run_again(engine, tmp_path, monkeypatch):
+    # Workers of Ray import what this process names, from where this says.
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
     (tmp_path / "dies_3").write_text("1")
     settings = EngineSettings(engine, workers=2)
     results = dict(run_jobs(Squares, (str(tmp_path),), range(8), settings))
