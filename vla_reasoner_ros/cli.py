@@ -70,6 +70,10 @@ VERBS: dict[str, Verb] = {
     "ablate": Verb(
         "many variants of the search on the same scenes", "vla_reasoner_ros.evaluation.ablate"
     ),
+    "check": Verb(
+        "hold a policy's conventions against robot, cameras and recordings",
+        "vla_reasoner_ros.check",
+    ),
     "report": Verb(
         "write an HTML report of an evaluation or a replay", "vla_reasoner_ros.evaluation.report"
     ),
