@@ -12,8 +12,9 @@ from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
 from vla_reasoner_ros.sim import scene, tasks
 from vla_reasoner_ros.sim.headless import explain, mujoco
-from vla_reasoner_ros.sim.inverse_kinematics import DifferentialInverseKinematics, rotate
+from vla_reasoner_ros.sim.inverse_kinematics import rotate
 from vla_reasoner_ros.sim.joint_trajectory_controller import JointTrajectoryController
+from vla_reasoner_ros.sim.servo import Servo, ServoState
 from vla_reasoner_ros.types import (
     ActionSpec,
     FloatArray,
@@ -52,24 +53,15 @@ class World:
         self, scene_hook: str | scene.SceneHook | None = None, time_step: float = 0.0025
     ) -> None:
         self.action_spec = ACTION_SPEC
-        self._substeps = round(ACTION_SPEC.dt / time_step) if time_step > 0 else 0
-        if self._substeps < 1 or abs(self._substeps * time_step - ACTION_SPEC.dt) > 1e-9:
-            raise ConfigurationError(
-                f"time_step: expected a positive divisor of {ACTION_SPEC.dt} s, got {time_step} s"
-            )
         self.robot = load_robot(scene.ROBOT)
         self.model = scene.compile_scene(time_step, scene_hook)
         self.data = mujoco.MjData(self.model)
-        self._kinematics = DifferentialInverseKinematics(self.model, self.robot)
+        self._servo = Servo(self.model, self.robot, ACTION_SPEC.dt, time_step)
+        self._kinematics = self._servo.kinematics
         self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
         self._index_model()
         self._physics_size = mujoco.mj_stateSize(self.model, _PHYSICS)
-        fractions = np.arange(1, self._substeps + 1) / self._substeps
-        self._hermite, self._hermite_rate = _hermite_basis(fractions, ACTION_SPEC.dt)
-        self._commanded = np.zeros(7)
-        self._commanded_rate = np.zeros(7)
-        self._target_position = np.zeros(3)
-        self._target_quaternion = np.array([1.0, 0.0, 0.0, 0.0])
+        self._told = self._servo.at(np.array(self.robot.home), np.zeros(7))
         self._gripper = 1.0
         self._held_s = 0.0
         self._seed = 0
@@ -106,11 +98,6 @@ class World:
             if owner[geom] == hand or model.body_parentid[owner[geom]] == hand
         }
         self._finger_travel = model.joint("left_finger").range[1]
-        arm = [model.actuator(name).id for name in self.robot.joint_names]
-        stiffness = -model.actuator_biasprm[arm, 1]
-        damping = -model.actuator_biasprm[arm, 2]
-        # The servo's damping acts on the whole velocity; this much lead takes its lag away.
-        self._lead = damping / stiffness
 
     # -- episodes ---------------------------------------------------------------------------
 
@@ -152,8 +139,7 @@ class World:
             joints, _ = self._kinematics.solve(joints, *pose)
         data.qpos[:7] = joints
         data.qpos[7:9] = self._finger_travel
-        self._commanded, self._commanded_rate = joints, np.zeros(7)
-        self._target_position, self._target_quaternion = self._kinematics.forward(joints)
+        self._told = self._servo.at(joints, np.zeros(7))
         self.command_gripper(1.0)
         data.ctrl[:7] = joints
         self._held_s = 0.0
@@ -193,10 +179,7 @@ class World:
     def apply(self, action: NDArray[np.floating]) -> None:
         """Execute one action of ``dt``: displace the target pose, follow it, step the physics.
 
-        The joints go to the inverse kinematics of the target along a cubic whose end velocity is
-        the mean velocity of this action. A target that the arm cannot reach within its position
-        and velocity limits is counted in ``unreachable_actions`` and moved to what it can reach,
-        so that targets do not wind up.
+        See :class:`Servo`; a target out of reach is counted in ``unreachable_actions``.
 
         Args:
             action: (7,) of ``action_spec``, SI units.
@@ -207,31 +190,16 @@ class World:
         motion = np.asarray(action, dtype=np.float64)
         if motion.shape != (7,) or not np.isfinite(motion).all():
             raise ActionChunkError(f"action: expected 7 finite numbers, got {action!r}")
-        self._target_position = self._target_position + motion[:3]
-        self._target_quaternion = rotate(self._target_quaternion, motion[3:6])
-        goal, error = self._kinematics.solve(
-            self._commanded, self._target_position, self._target_quaternion
-        )
-        dt = ACTION_SPEC.dt
-        move = goal - self._commanded
-        excess = float(np.max(np.abs(move) / (self.robot.limits.velocity * dt)))
-        if excess > 1.0:
-            goal = self._commanded + move / excess
-        if excess > 1.0 or error > 2e-3:
-            self.unreachable_actions += 1
-            self._target_position, self._target_quaternion = self._kinematics.forward(goal)
-        rate = (goal - self._commanded) / dt
-        ends = np.stack([self._commanded, self._commanded_rate, goal, rate])
-        controls = self._hermite @ ends + self._lead * (self._hermite_rate @ ends)
+        self._told, controls, reached = self._servo.follow(self._told, motion)
+        self.unreachable_actions += not reached
         self.command_gripper(1.0 if GRIPPER.opening(motion[6]) >= 0.5 else 0.0)
         model, data = self.model, self.data
         for control in controls:
             data.ctrl[:7] = control
             mujoco.mj_step(model, data)
-        self._commanded, self._commanded_rate = goal, rate
         self._controller_behind = True
         self._refresh()
-        self._count_hold(dt)
+        self._count_hold(ACTION_SPEC.dt)
 
     def advance(self, duration_s: float) -> None:
         """Let time pass while the arm follows :attr:`controller`.
@@ -260,12 +228,11 @@ class World:
         positions = np.concatenate([before.position[None], positions])
         velocities = np.concatenate([before.velocity[None], velocities])
         latest = np.searchsorted(ticks, ends, side="right")
-        for control in positions[latest] + self._lead * velocities[latest]:
+        for control in positions[latest] + self._servo.lead * velocities[latest]:
             data.ctrl[:7] = control
             mujoco.mj_step(model, data)
         after = self.controller.state
-        self._commanded, self._commanded_rate = after.position, after.velocity
-        self._target_position, self._target_quaternion = self._kinematics.forward(after.position)
+        self._told = self._servo.at(after.position, after.velocity)
         self._refresh()
         self._count_hold(duration_s)
 
@@ -276,7 +243,7 @@ class World:
         After :meth:`apply` it stands at the joints that this has commanded.
         """
         if self._controller_behind:
-            self._controller.hold(self._commanded, self.time_ns)
+            self._controller.hold(self._told.joints, self.time_ns)
             self._controller_behind = False
         return self._controller
 
@@ -344,12 +311,12 @@ class World:
     @property
     def target_pose(self) -> tuple[FloatArray, FloatArray]:
         """The commanded TCP pose: position (3,) m, quaternion (4,) w x y z."""
-        return self._target_position.copy(), self._target_quaternion.copy()
+        return self._told.position.copy(), self._told.quaternion.copy()
 
     @property
     def commanded_joints(self) -> FloatArray:
         """(7,) rad, where the servo was told to be at the end of the last action."""
-        return self._commanded.copy()
+        return self._told.joints.copy()
 
     def progress(self) -> float:
         """True progress of the task in [0, 1]; see ``tasks.progress``."""
@@ -371,10 +338,10 @@ class World:
         physics = np.empty(self._physics_size)
         mujoco.mj_getState(self.model, self.data, physics, _PHYSICS)
         own = (
-            self._commanded,
-            self._commanded_rate,
-            self._target_position,
-            self._target_quaternion,
+            self._told.joints,
+            self._told.rate,
+            self._told.position,
+            self._told.quaternion,
             (
                 self._gripper,
                 self._held_s,
@@ -406,8 +373,7 @@ class World:
             self.controller.set_state(running)
         mujoco.mj_setState(self.model, self.data, state[: self._physics_size], _PHYSICS)
         own = state[self._physics_size : size].copy()
-        self._commanded, self._commanded_rate = own[:7], own[7:14]
-        self._target_position, self._target_quaternion = own[14:17], own[17:21]
+        self._told = ServoState(own[:7], own[7:14], own[14:17], own[17:21])
         self._gripper, self._held_s = float(own[21]), float(own[22])
         self.unreachable_actions = int(own[23])
         self._task = tasks.TASKS[_TASK_NAMES[int(own[24])]]
@@ -501,29 +467,3 @@ def _free_at_exit(world: World) -> None:
 def _close_all() -> None:
     for world in list(_rendering):
         world.close()
-
-
-def _hermite_basis(s: FloatArray, dt: float) -> tuple[FloatArray, FloatArray]:
-    """Cubic Hermite basis at fractions s (N,): (N, 4) weights of q0, v0, q1, v1, and their rates.
-
-    ``[q0, v0, q1, v1]`` are in units of q and q/s; the rates are per second.
-    """
-    position = np.stack(
-        [
-            2 * s**3 - 3 * s**2 + 1,
-            (s**3 - 2 * s**2 + s) * dt,
-            -2 * s**3 + 3 * s**2,
-            (s**3 - s**2) * dt,
-        ],
-        axis=1,
-    )
-    rate = np.stack(
-        [
-            (6 * s**2 - 6 * s) / dt,
-            3 * s**2 - 4 * s + 1,
-            (-6 * s**2 + 6 * s) / dt,
-            3 * s**2 - 2 * s,
-        ],
-        axis=1,
-    )
-    return position, rate
