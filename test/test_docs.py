@@ -150,7 +150,8 @@ def source_of(node):
     if name == "every node":
         return sources("vla_reasoner_ros/ros")
     said = text(PACKAGE / "nodes" / f"{name}.py")
-    return said + text(PACKAGE / "ros" / "tasks.py") if name == "planner_node" else said
+    part = {"planner_node": "tasks.py", "arm_controller_node": "arm_outputs.py"}.get(name)
+    return said + text(PACKAGE / "ros" / part) if part else said
 
 
 def test_every_topic_of_the_interfaces_is_in_its_node():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import coal
 import numpy as np
 import pinocchio as pin
 
@@ -34,7 +33,7 @@ class Closest:
 
 
 class SelfCollision:
-    """Distances between the capsules of one robot's links, by Pinocchio and Coal.
+    """Distances between the capsules of one robot's links, by Pinocchio (with Coal).
 
     The capsules hang on the robot file's own kinematics, also where a URDF replaces those of the
     TCP: a calibrated URDF differs by less than the capsules' padding.
@@ -104,8 +103,8 @@ class SelfCollision:
         return None
 
 
-def _body(capsule: Capsule) -> coal.Capsule:
-    return coal.Capsule(capsule.radius, float(np.linalg.norm(capsule.end - capsule.start)))
+def _body(capsule: Capsule) -> pin.coal.Capsule:
+    return pin.coal.Capsule(capsule.radius, float(np.linalg.norm(capsule.end - capsule.start)))
 
 
 def _placement(capsule: Capsule) -> pin.SE3:
