@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from vla_reasoner_ros.errors import InstructionError
+from vla_reasoner_ros.errors import InstructionError, ObservationError
 from vla_reasoner_ros.planner import Planner, StateMatcher
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.types import (
@@ -236,6 +236,12 @@ def test_observation_and_state_of_one_stamp_find_one_another(state_first):
         assert not found
         step()
     assert found[0].simulator_state.tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("state", [[], [1.0, np.nan], [np.inf]])
+def test_a_state_that_no_simulator_can_have_is_refused(state):
+    with pytest.raises(ObservationError, match="simulator_state: expected finite numbers"):
+        StateMatcher(print).state(0, np.array(state))
 
 
 def test_observations_whose_state_never_comes_are_counted_not_hoarded():

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vla_reasoner_ros.errors import ObservationError
 from vla_reasoner_ros.policies.base import Policy, PolicySpec
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.schedule import is_due
@@ -243,7 +244,16 @@ class StateMatcher:
             self.unmatched += 1
 
     def state(self, stamp_ns: int, state: FloatArray) -> None:
-        """A state came."""
+        """A state came.
+
+        Raises:
+            ObservationError: it is empty or not finite.
+        """
+        if not state.size or not np.isfinite(state).all():
+            raise ObservationError(
+                f"simulator_state: expected finite numbers, got {state.size} of which "
+                f"{int((~np.isfinite(state)).sum())} are not"
+            )
         self._states[stamp_ns] = state
         if len(self._states) > self._kept:
             self._states.popitem(last=False)
