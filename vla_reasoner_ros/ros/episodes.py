@@ -22,7 +22,7 @@ from vla_reasoner_ros.ros.graph import ACTIVATE, ACTIVE, DEACTIVATE, GraphClient
 from vla_reasoner_ros.srv import GetSearchTree, ResetEpisode
 
 SIMULATOR, PLANNER, CONTROLLER = "sim_node", "planner_node", "arm_controller_node"
-STALL_S = 20.0
+STALL_S = 60.0
 """Wall-clock seconds without simulated time passing after which an episode is given up."""
 
 
@@ -81,6 +81,8 @@ class EpisodeRunner:
         with self._pictures_kept() if show else contextlib.nullcontext():
             self._client.change(SIMULATOR, ACTIVATE)
             start_ns = self._follow(record, timeout, show)
+            if show:
+                self._await_pictures()
         for statistics in self._statistics:
             stamp_ns = to_nanoseconds(statistics.observation_stamp)
             record.decisions.append(
@@ -105,7 +107,7 @@ class EpisodeRunner:
             raise GraphError(f"{SIMULATOR} cannot reset to {task}, seed {seed}: {answer.message}")
         self._client.wait(self._connected, 30.0, "discovery of the nodes' topics")
         self._instruction.publish(String(data=answer.instruction))
-        self._instruction.wait_for_all_acked(Duration(seconds=5))
+        self._instruction.wait_for_all_acked(Duration(seconds=30))
         for name in (CONTROLLER, PLANNER):
             self._client.change(name, ACTIVATE)
         self._client.spin(0.0)
@@ -171,11 +173,21 @@ class EpisodeRunner:
         )
         try:
             self._client.wait(
-                lambda: subscription.get_publisher_count() > 0, 10.0, self._picture_topic
+                lambda: subscription.get_publisher_count() > 0, 30.0, self._picture_topic
             )
             yield
         finally:
             node.destroy_subscription(subscription)
+
+    def _await_pictures(self) -> None:
+        """Those of the last decisions may be still on their way."""
+
+        def complete() -> bool:
+            decided = (to_nanoseconds(s.observation_stamp) for s in self._statistics)
+            return all(stamp_ns in self._pictures for stamp_ns in decided)
+
+        with contextlib.suppress(GraphError):
+            self._client.wait(complete, 2.0, self._picture_topic)
 
     def _decided(self, message: SearchStatistics) -> None:
         self._statistics.append(message)

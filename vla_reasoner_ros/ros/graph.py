@@ -31,6 +31,8 @@ DEACTIVATE = Transition.TRANSITION_DEACTIVATE
 CLEANUP = Transition.TRANSITION_CLEANUP
 ACTIVE = State.PRIMARY_STATE_ACTIVE
 INACTIVE = State.PRIMARY_STATE_INACTIVE
+ANSWER_S = 30.0
+"""Seconds that a node may take to answer what takes it none, on a machine with no time to spare."""
 PATIENCE = 3.0
 """Seconds without an answer after which a service is asked again, where that does no harm."""
 _TRANSITIONS = {
@@ -105,7 +107,13 @@ class GraphClient:
             self._executor.spin_once(timeout_sec=min(0.05, left))
 
     def call(
-        self, kind: type, name: str, request: Any, timeout: float = 10.0, *, repeat: bool = False
+        self,
+        kind: type,
+        name: str,
+        request: Any,
+        timeout: float = ANSWER_S,
+        *,
+        repeat: bool = False,
     ) -> Any:
         """Call a service, waiting first for it to be there.
 
@@ -133,7 +141,7 @@ class GraphClient:
                 futures.append(client.call_async(request))
         return self._answer(client, futures)
 
-    def state(self, node: str, timeout: float = 10.0) -> int:
+    def state(self, node: str, timeout: float = ANSWER_S) -> int:
         """The life-cycle state of a node, one of ``lifecycle_msgs/State``'s numbers."""
         request = GetState.Request()
         answer = self.call(GetState, f"{node}/get_state", request, timeout, repeat=True)
@@ -188,7 +196,9 @@ class GraphClient:
                 client.remove_pending_request(future)
         return next(future.result() for future in futures if future.done())
 
-    def set_parameters(self, node: str, values: Mapping[str, Any], timeout: float = 10.0) -> None:
+    def set_parameters(
+        self, node: str, values: Mapping[str, Any], timeout: float = ANSWER_S
+    ) -> None:
         """Set parameters, all or none.
 
         Raises:
@@ -202,7 +212,9 @@ class GraphClient:
         if not answer.result.successful:
             raise GraphError(f"{node} refused {dict(values)}: {answer.result.reason}")
 
-    def get_parameters(self, node: str, names: list[str], timeout: float = 10.0) -> dict[str, Any]:
+    def get_parameters(
+        self, node: str, names: list[str], timeout: float = ANSWER_S
+    ) -> dict[str, Any]:
         """Parameters by name."""
         request = GetParameters.Request(names=names)
         answer = self.call(GetParameters, f"{node}/get_parameters", request, timeout, repeat=True)
