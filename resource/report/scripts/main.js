@@ -131,6 +131,7 @@ class Explorer {
     this.timeline.select(index);
     if (told) history.replaceState(null, "", `#decision=${index + 1}`);
     this.detail.show(index).then(() => {
+      if (!this.root.dataset.decision) performance.mark("decision shown");
       this.root.dataset.decision = index + 1;
     });
   }

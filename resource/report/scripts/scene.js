@@ -78,7 +78,8 @@ function overPicture(picture, size, paths, whole) {
   const strokes = drawn.flatMap((p) => polyline(p.points, p.look, (share * width) / 560, p.title));
   const label = drawn.length
     ? `the scene with ${drawn.length} imagined paths of the end effector` : "the scene";
-  return svg("svg", { viewBox: view, role: "img", "aria-label": label, class: "scene" },
+  return svg("svg", { viewBox: view, role: "img", "aria-label": label, class: "scene",
+    preserveAspectRatio: "xMinYMin" },
     image, ...strokes);
 }
 

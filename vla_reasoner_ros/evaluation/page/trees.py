@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vla_reasoner_ros.search.candidates import POLICY
 
 
@@ -18,25 +21,29 @@ def root_candidates(tree: Mapping[str, Any], statistics: Mapping[str, Any]) -> d
         tree: ``parents``, ``visits``, ``values``, ``priors`` and ``origins``, (N,) each.
         statistics: the fields of SearchStatistics of the same decision.
     """
-    free = [i for i, parent in enumerate(tree["parents"]) if parent == 0]
+    parents, visits = (np.asarray(tree[name]) for name in ("parents", "visits"))
+    values, priors = (np.asarray(tree[name], dtype=float) for name in ("values", "priors"))
+    free = np.flatnonzero(parents == 0)
+    own = np.array([origin == POLICY for origin in tree["origins"]], dtype=bool)
+    found: dict[int, int] = {}
+
+    def take(number: int, distance: NDArray[np.float64], nodes: NDArray[np.int64]) -> None:
+        nonlocal free
+        if len(nodes):
+            found[number] = int(nodes[distance.argmin()])
+            free = free[free != found[number]]
+
     columns = (statistics[f"candidate_{name}"] for name in ("ids", "visits", "values", "priors"))
-    found = {}
-    for number, visits, value, prior in zip(*columns, strict=True):
-        same = [i for i in free if tree["visits"][i] == visits]
-        if same:
-            found[int(number)] = min(
-                same,
-                key=lambda i: abs(tree["values"][i] - value) + abs(tree["priors"][i] - prior),
-            )
-            free.remove(found[int(number)])
+    for number, visited, value, prior in zip(*columns, strict=True):
+        same = free[visits[free] == visited]
+        take(int(number), abs(values[same] - value) + abs(priors[same] - prior), same)
     for number, value in (
         (0, statistics["policy_value"]),
         (int(statistics["chosen_id"]), statistics["chosen_value"]),
     ):
-        same = [i for i in free if (tree["origins"][i] == POLICY) == (number == 0)]
-        if number not in found and same:
-            found[number] = min(same, key=lambda i: abs(tree["values"][i] - value))
-            free.remove(found[number])
+        if number not in found:
+            same = free[own[free] == (number == 0)]
+            take(number, abs(values[same] - value), same)
     return found
 
 
