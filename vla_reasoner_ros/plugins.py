@@ -32,6 +32,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "world_model": {
         "latent": "vla_reasoner_ros.world_models.latent:LatentWorldModel",
         "simulator": "vla_reasoner_ros.sim.world_model:SimulatorWorldModel",
+        "twin": "vla_reasoner_ros.sim.twin:TwinWorldModel",
     },
     "value": {
         "progress": "vla_reasoner_ros.values.progress:ProgressValue",

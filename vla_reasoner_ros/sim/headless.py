@@ -66,5 +66,6 @@ def explain(error: BaseException) -> ConfigurationError:
 choose_backend()
 
 import mujoco  # noqa: E402  the choice above must come first
+from mujoco import rollout  # noqa: E402
 
-__all__ = ["choose_backend", "explain", "mujoco"]
+__all__ = ["choose_backend", "explain", "mujoco", "rollout"]
