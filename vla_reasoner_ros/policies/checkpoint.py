@@ -7,9 +7,11 @@ and allows it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,29 @@ from vla_reasoner_ros.errors import ConfigurationError
 
 LOGGER = logging.getLogger(__name__)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SHAPES_ONLY = ContextVar("shapes_only", default=False)
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.yaml")
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Make networks of shapes alone: no weight is read, nothing is computed.
+
+    For planning memory. What is made inside can only be used inside.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    token = _SHAPES_ONLY.set(True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        _SHAPES_ONLY.reset(token)
+
+
+def only_shapes() -> bool:
+    """Whether :func:`shapes_only` is entered."""
+    return _SHAPES_ONLY.get()
 
 
 def find(checkpoint: str, owner: str, revision: str = "") -> Path:
@@ -98,9 +122,18 @@ def read_safetensors(path: Path, owner: str) -> dict[str, torch.Tensor]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            if only_shapes():
+                return {name: _empty(file.get_slice(name)) for name in names}
+            return {name: file.get_tensor(name) for name in names}
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise ConfigurationError(f"{owner}: {path}: {error}") from error
+
+
+def _empty(header: Any) -> torch.Tensor:
+    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
+    types |= {"BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8}
+    return torch.empty(header.get_shape(), dtype=types.get(header.get_dtype(), torch.float32))
 
 
 def read_tensors(path: Path, owner: str, allow_pickle: bool) -> dict[str, torch.Tensor]:
@@ -179,7 +212,8 @@ def device_and_type(device: str, dtype: str, owner: str) -> tuple[torch.device, 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
+        if not only_shapes():
+            torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(f"{owner}: device {device!r}: {error}") from error
     types = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -187,4 +221,5 @@ def device_and_type(device: str, dtype: str, owner: str) -> tuple[torch.device, 
         dtype = "float32" if place.type == "cpu" else "bfloat16"
     if dtype not in types:
         raise ConfigurationError(f"{owner}: dtype is auto, {' or '.join(types)}, got {dtype!r}")
-    return place, types[dtype]
+    # Shapes have no place; those of a device that is not there cannot even be made.
+    return torch.device("cpu") if only_shapes() else place, types[dtype]

@@ -144,8 +144,17 @@ class OpenVla:
                 numbers = self.network.generate(tokens, pixels, self._convention.raw_width)
                 actions = np.tile(self._actions.undo(self._decode(numbers)), (self._repeat, 1))
             else:
-                actions = self._actions.undo(self._regress(tokens, pixels, observation), 1e-8)
+                answer = self._regress(tokens, pixels, observation)
+                actions = self._actions.undo(answer.float().cpu().double().numpy(), 1e-8)
         return [self._convention.chunk(actions, observation, f"policy {NAME}")]
+
+    def compute(self, observation: Observation) -> torch.Tensor:
+        """What the network answers to the whole prompt: the most of the work, no number leaves."""
+        with torch.inference_mode():
+            tokens, pixels = self.tokens(observation.instruction), self.pixels(observation)
+            if self._head is not None:
+                return self._regress(tokens, pixels, observation)
+            return self.network.read(tokens, pixels)[0].logits
 
     def tokens(self, instruction: str) -> torch.Tensor:
         """(1, T) the prompt."""
@@ -172,7 +181,8 @@ class OpenVla:
 
     def _regress(
         self, tokens: torch.Tensor, pixels: torch.Tensor, observation: Observation
-    ) -> NDArray[np.float64]:
+    ) -> torch.Tensor:
+        """(H, D) in [-1, 1]."""
         assert self._head is not None
         horizon, numbers = self._convention.horizon, self._convention.raw_width
         proprio = None
@@ -181,8 +191,7 @@ class OpenVla:
             row = torch.from_numpy(self._states.normalise(state)).to(self._device, self._dtype)
             proprio = self._proprio(row[None])
         hidden = self.network.read_all(tokens, pixels, proprio, horizon * numbers, STOP)
-        answer = self._head(hidden.reshape(1, horizon, -1))[0]
-        return answer.float().cpu().double().numpy()
+        return self._head(hidden.reshape(1, horizon, -1))[0]
 
     def _require_convention(
         self, owner: str, config: Mapping[str, Any], head: str, repeat: int

@@ -112,8 +112,8 @@ class OpenVlaNetwork(nn.Module):
         words = self.language.get_input_embeddings()(tokens)
         return torch.cat([words[:, :1], patches, words[:, 1:]], dim=1)
 
-    def generate(self, tokens: torch.Tensor, pixels: torch.Tensor, count: int) -> list[int]:
-        """The ``count`` likeliest next tokens, one after the other."""
+    def read(self, tokens: torch.Tensor, pixels: torch.Tensor) -> tuple[Any, DynamicCache]:
+        """The answer to the whole prompt, logits of its last token alone, and what is kept."""
         cache = DynamicCache(config=self.language.config)
         answer = self.language(
             inputs_embeds=self.embed(tokens, self.patches(pixels)),
@@ -121,6 +121,11 @@ class OpenVlaNetwork(nn.Module):
             use_cache=True,
             logits_to_keep=1,
         )
+        return answer, cache
+
+    def generate(self, tokens: torch.Tensor, pixels: torch.Tensor, count: int) -> list[int]:
+        """The ``count`` likeliest next tokens, one after the other."""
+        answer, cache = self.read(tokens, pixels)
         numbers: list[int] = []
         while True:
             best = answer.logits[:, -1].argmax(dim=-1, keepdim=True)

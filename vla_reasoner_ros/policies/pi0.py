@@ -63,7 +63,7 @@ class Pi0:
         self._convention = Convention.from_mapping(convention, owner)
         self._device, self._dtype = checkpoints.device_and_type(device, dtype, owner)
         folder = checkpoints.find(checkpoint, owner, revision)
-        self.model = load_network(folder, owner).to(self._device, self._dtype).eval()
+        self.model = load_network(folder, self._device, self._dtype, owner)
         config = self.model.config
         self._steps = steps or config.num_inference_steps
         self._padded_state, self._padded_actions = config.max_state_dim, config.max_action_dim
@@ -117,19 +117,22 @@ class Pi0:
 
     def propose(self, observation: Observation, n: int = 1) -> list[ActionChunk]:
         """Draw ``n`` chunks; see :class:`~vla_reasoner_ros.policies.base.Policy`."""
-        inputs = self.inputs(observation)
+        actions = self.compute(observation, n)[:, :, : self._width]
+        undone = self._statistics.actions.undo(actions.float().cpu().double().numpy())
+        return [self._convention.chunk(one, observation, f"policy {NAME}") for one in undone]
+
+    def compute(self, observation: Observation, n: int = 1) -> torch.Tensor:
+        """(n, chunk, padded width) normalised actions; all the work, and no number leaves it."""
         noise = torch.randn(
             (n, self._chunk, self._padded_actions), generator=self._generator, dtype=torch.float32
         )
         held, self._prefix = self._prefix, None
         with torch.inference_mode():
-            actions = self.integrate(
-                inputs, noise.to(self._device, self._dtype), self._held(held, observation)
+            return self.integrate(
+                self.inputs(observation),
+                noise.to(self._device, self._dtype),
+                self._held(held, observation),
             )
-        undone = self._statistics.actions.undo(
-            actions[:, :, : self._width].float().cpu().double().numpy()
-        )
-        return [self._convention.chunk(one, observation, f"policy {NAME}") for one in undone]
 
     def inputs(self, observation: Observation) -> dict[str, torch.Tensor]:
         """What the network reads: one row each of tokens, images (N, 3, S, S) and state."""
@@ -242,7 +245,7 @@ class Pi0:
         return self._statistics.actions
 
 
-def load_network(folder: Path, owner: str) -> Any:
+def load_network(folder: Path, device: torch.device, dtype: torch.dtype, owner: str) -> Any:
     """The network of transformers with the folder's weights, every one of them accounted for.
 
     Raises:
@@ -252,16 +255,24 @@ def load_network(folder: Path, owner: str) -> Any:
     kind = config.get("model_type", config.get("type"))
     if kind != "pi0":
         raise ConfigurationError(f"{owner}: {folder} is a model of type {kind!r}, expected 'pi0'")
+    from transformers import PI0Config, PI0ForConditionalGeneration
+
+    if checkpoints.only_shapes():
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights(), device:
+            shapes = PI0ForConditionalGeneration._from_config(
+                PI0Config.from_pretrained(folder), dtype=dtype
+            )
+        return shapes.eval()
     if not list(folder.glob("model*.safetensors")):
         checkpoints.read_weights(folder, owner)  # says what is there instead
-    from transformers import PI0ForConditionalGeneration
-
     try:
         model, told = PI0ForConditionalGeneration.from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
     except Exception as error:  # Whatever transformers finds wrong with it.
@@ -274,7 +285,7 @@ def load_network(folder: Path, owner: str) -> Any:
             raise ConfigurationError(
                 f"{owner}: {folder}: {len(names)} {what.replace('_', ' ')}, {names[0]} for one"
             )
-    return model
+    return model.to(device).eval()
 
 
 def read_tokenizer(folder: Path, path: str, owner: str) -> tuple[Tokenizer, int]:
