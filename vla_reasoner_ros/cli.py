@@ -74,6 +74,9 @@ VERBS: dict[str, Verb] = {
         "hold a policy's conventions against robot, cameras and recordings",
         "vla_reasoner_ros.check",
     ),
+    "memory": Verb(
+        "what a configuration takes in memory, and whether it fits", "vla_reasoner_ros.memory"
+    ),
     "report": Verb(
         "write an HTML report of an evaluation or a replay", "vla_reasoner_ros.evaluation.report"
     ),
