@@ -74,6 +74,10 @@ VERBS: dict[str, Verb] = {
         "hold a policy's conventions against robot, cameras and recordings",
         "vla_reasoner_ros.check",
     ),
+    "calibrate": Verb(
+        "recommend the search's parameters from recorded bags",
+        "vla_reasoner_ros.evaluation.calibrate",
+    ),
     "memory": Verb(
         "what a configuration takes in memory, and whether it fits", "vla_reasoner_ros.memory"
     ),
