@@ -28,6 +28,7 @@ from vla_reasoner_ros.training.report_card import (
     closed_loop_measures,
     cluster_interval,
     dynamics_measures,
+    failure_measures,
     judge,
     rank_correlations,
     ranking_measures,
@@ -93,6 +94,7 @@ def test_a_mark_that_is_missed_is_named_and_one_not_measured_is_not_judged():
     good = judge({"rank_correlation": 0.6, "gain_low": 0.01}, marks)
     assert good["passed"]
     assert good["failures"] == []
+    assert [mark["measure"] for mark in good["marks"]] == ["rank_correlation", "gain_low"]
     bad = judge({"rank_correlation": 0.3, "gain_low": 0.0}, marks)
     assert not bad["passed"]
     assert bad["failures"] == [
@@ -164,6 +166,8 @@ def test_a_perfect_world_model_beats_copying_and_depends_on_its_actions(branches
     noisy[..., LAYOUT.slices["ee_position"]] += 0.001
     found = dynamics_measures(LAYOUT, noisy, shuffled, latents)
     assert found["object_error_ratio"] == pytest.approx(0.0, abs=1e-6)
+    assert found["object_error_last_m"] == pytest.approx(0.0, abs=1e-6)
+    assert found["arm_error_ratio"] < 0.5
     assert found["action_sensitivity"] > 5.0
     assert found["arm_error_m"][0] == pytest.approx(0.001 * np.sqrt(3), rel=1e-3)
 
@@ -173,6 +177,7 @@ def test_a_world_model_that_copies_is_no_better_than_copying(branches):
     copied = np.broadcast_to(latents.root[:, None, None], latents.true_outcomes.shape)
     found = dynamics_measures(LAYOUT, copied, copied, latents)
     assert found["object_error_ratio"] == pytest.approx(1.0)
+    assert found["arm_error_ratio"] == pytest.approx(1.0)
     assert found["action_sensitivity"] == pytest.approx(1.0)
     assert found["drift_of_untouched_objects_m"][0] == 0.0
 
@@ -185,6 +190,33 @@ def test_ranking_measures_of_the_truth_are_perfect(branches):
     assert found["gain"] == pytest.approx(found["possible_gain"])
     assert found["harmed"] == 0.0
     assert found["error_within_decision"] == pytest.approx(0.0)
+
+
+def test_candidates_that_lead_to_the_same_cannot_be_ranked(branches):
+    latents = as_latents(branches)
+    flat = replace(latents, outcome_progress=np.full_like(latents.outcome_progress, 0.5))
+    with pytest.raises(ConfigurationError, match="do the candidates truly differ"):
+        ranking_measures(np.zeros((len(flat), CANDIDATES)), flat, np.random.default_rng(0))
+
+
+def test_harm_must_be_imagined_as_harm(branches):
+    latents = as_latents(branches)
+    change = np.linspace(-0.2, 0.2, latents.outcome_progress[:, :, 0].size)
+    outcome = latents.outcome_progress.copy()
+    outcome[:, :, 0] = latents.progress[:, None] + change.reshape(outcome[:, :, 0].shape)
+    latents = replace(latents, outcome_progress=outcome)
+    now = latents.progress.astype(float)
+    truth = outcome[:, :, 0].astype(float)
+    found = failure_measures(truth, now, latents)
+    assert found["setbacks_recognised"] == 1.0
+    assert found["setbacks_imagined_as_such"] == 1.0
+    # One that never saw a failure: whatever is done, all goes well.
+    hopeful = failure_measures(np.full(truth.shape, 0.1), np.zeros(len(now)), latents)
+    assert hopeful["setbacks_recognised"] == 0.5
+    assert hopeful["setbacks_imagined_as_such"] == 0.0
+    # Nothing went wrong in these: nothing to judge.
+    good = replace(latents, outcome_progress=outcome.clip(min=latents.progress.max()))
+    assert "setbacks_recognised" not in failure_measures(truth, now, good)
 
 
 def test_branching_leaves_the_world_as_it_was(world):
@@ -254,6 +286,7 @@ def test_files_that_are_no_branches_are_refused(tmp_path):
 
 
 def test_every_mark_has_a_meaning():
+    assert {*report_card.VALUE_MARKS, *report_card.WORLD_MODEL_MARKS} == set(report_card.MARKS)
     for relation, mark, meaning in report_card.MARKS.values():
         assert relation in ("at least", "above", "below")
         assert np.isfinite(mark)

@@ -44,15 +44,52 @@ MARKS: dict[str, tuple[str, float, str]] = {
     "gain_low": ("above", 0.0, "lower 95 % bound of the true gain over the pilot's own"),
     "monotonicity": ("at least", 0.8, "rank correlation of value and time on successes"),
     "success_over_failure": ("at least", 0.8, "chance that a success ends above a failure"),
+    "calibration_error": ("below", 0.05, "mean gap of value and true progress over ten bins"),
+    "error_over_spread": (
+        "below",
+        1.0,
+        "error between the candidates of a decision against their true spread",
+    ),
     "closed_loop_low": (
         "above",
         0.0,
         "lower 95 % bound of the success gained over the policy, in points",
     ),
+    "encoder_error_m": ("below", 0.01, "position error of objects where they are seen, m"),
+    "object_error_last_m": ("below", 0.02, "the same after the last imagined macro-action, m"),
     "object_error_ratio": ("below", 1.0, "error of moved objects against copying, every horizon"),
+    "arm_error_ratio": ("below", 0.5, "error of the arm against copying, every horizon"),
+    "setbacks_recognised": (
+        "at least",
+        0.8,
+        "chance that an advance is imagined better than a setback",
+    ),
     "action_sensitivity": ("at least", 2.0, "arm error with another's actions against its own"),
 }
-"""Measure to its pass mark; what a report does not measure is not judged."""
+"""Measure to its pass mark; what a report does not measure is not judged.
+
+Error over spread: a value whose error within a decision is as large as what the candidates truly
+differ by chooses at random.
+"""
+VALUE_MARKS = (
+    "rank_correlation",
+    "gain_low",
+    "error_over_spread",
+    "calibration_error",
+    "monotonicity",
+    "success_over_failure",
+)
+WORLD_MODEL_MARKS = (
+    "rank_correlation",
+    "gain_low",
+    "encoder_error_m",
+    "object_error_last_m",
+    "object_error_ratio",
+    "arm_error_ratio",
+    "action_sensitivity",
+    "setbacks_recognised",
+    "closed_loop_low",
+)
 REQUIRED = ("closed_loop_low",)
 """Measures without which a model that has them among its marks does not pass.
 
@@ -134,9 +171,9 @@ def judge(measures: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:
     """Compare measures with their pass marks.
 
     Returns:
-        passed, failures in words, and the measures.
+        passed, failures in words, the marks as they were met, and the measures.
     """
-    failures = []
+    failures, met = [], []
     for name in marks:
         relation, mark, meaning = MARKS[name]
         if name not in measures:
@@ -145,9 +182,10 @@ def judge(measures: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:
             continue
         value = measures[name]
         ok = {"at least": value >= mark, "above": value > mark, "below": value < mark}[relation]
+        met.append({"measure": name, "relation": relation, "mark": mark, "passed": bool(ok)})
         if not ok:
             failures.append(f"{meaning}: {value:.3f}, expected {relation} {mark:g}")
-    return {"passed": not failures, "failures": failures, "measures": measures}
+    return {"passed": not failures, "failures": failures, "marks": met, "measures": measures}
 
 
 def ranking_measures(
@@ -159,11 +197,19 @@ def ranking_measures(
         values: (D, C) of the outcomes after one macro-action.
         branches: the decisions.
         rng: draws the bootstrap.
+
+    Raises:
+        ConfigurationError: in no decision do the candidates truly differ.
     """
     true = branches.outcome_progress[:, :, 0].astype(np.float64)
     correlation = rank_correlations(values, true)
     outcome = choice(values, true)
     ordered = np.isfinite(correlation)
+    if not ordered.any():
+        raise ConfigurationError(
+            f"branches: in none of the {len(branches)} decisions do the candidates truly differ; "
+            "there is nothing to rank"
+        )
     offset = (values - values.mean(axis=1, keepdims=True)) - (
         true - true.mean(axis=1, keepdims=True)
     )
@@ -188,6 +234,7 @@ def ranking_measures(
         "harmed": float((outcome["gain"] < -LEAST_SPREAD).mean()),
         "true_spread": float(true.std(axis=1).mean()),
         "error_within_decision": float(offset.std(axis=1).mean()),
+        "error_over_spread": float(offset.std(axis=1).mean() / true.std(axis=1).mean()),
         "error": float(np.abs(values - true).mean()),
         "calibration_error": calibration_error(values.ravel(), true.ravel()),
         "rank_over_all_states": float(stats.spearmanr(values.ravel(), true.ravel()).statistic),
@@ -246,13 +293,15 @@ def dynamics_measures(
     arm, objects = places(imagined)
     other_arm, _ = places(with_others)
     true_arm, true_objects = places(branches.true_outcomes)
-    _, root = places(branches.root[:, None, None])
+    root_arm, root = places(branches.root[:, None, None])
     _, true_root = places(branches.true_root[:, None, None])
     moved = np.linalg.norm(true_objects - true_root, axis=-1) > MOVED
     error = np.linalg.norm(objects - true_objects, axis=-1)
     copied = np.linalg.norm(root - true_objects, axis=-1)
     drift = np.linalg.norm(objects - root, axis=-1)
     arm_error = np.linalg.norm(arm - true_arm, axis=-1).mean(axis=(0, 1))
+    arm_copied = np.linalg.norm(root_arm - true_arm, axis=-1).mean(axis=(0, 1))
+    every = error.mean(axis=(0, 1, 3))
     other_error = np.linalg.norm(other_arm - true_arm, axis=-1).mean(axis=(0, 1))
     by_horizon = range(moved.shape[2])
     moved_error = [float(error[:, :, h][moved[:, :, h]].mean()) for h in by_horizon]
@@ -260,20 +309,41 @@ def dynamics_measures(
     return {
         "encoder_error_m": float(np.linalg.norm(root - true_root, axis=-1).mean()),
         "arm_error_m": arm_error.tolist(),
+        "arm_copy_last_error_m": arm_copied.tolist(),
+        "arm_error_ratio": float((arm_error / arm_copied).max()),
         "arm_error_of_other_actions_m": other_error.tolist(),
         "action_sensitivity": float((other_error / arm_error).min()),
+        "object_error_m": every.tolist(),
+        "object_error_last_m": float(every[-1]),
         "moved_object_error_m": moved_error,
         "copy_last_error_m": copy_error,
-        "closed_loop_low": (
-            "above",
-            0.0,
-            "lower 95 % bound of the success gained over the policy, in points",
-        ),
         "object_error_ratio": float(max(np.divide(moved_error, copy_error))),
         "drift_of_untouched_objects_m": [
             float(drift[:, :, h][~moved[:, :, h]].mean()) for h in by_horizon
         ],
     }
+
+
+def failure_measures(values: Float64, now: Float64, branches: BranchLatents) -> dict[str, Any]:
+    """Whether actions that do harm are imagined to do harm.
+
+    A world model that never saw a failure imagines none. A setback is a candidate after which the
+    task is truly further from done than before, an advance one after which it is closer.
+
+    Args:
+        values: (D, C) of the imagined outcomes after one macro-action.
+        now: (D,) value of the state that was seen.
+        branches: the decisions.
+    """
+    true = branches.outcome_progress[:, :, 0] - branches.progress[:, None]
+    imagined = values - now[:, None]
+    setbacks, advances = true < -LEAST_SPREAD, true > LEAST_SPREAD
+    measures: dict[str, Any] = {"setbacks": int(setbacks.sum()), "advances": int(advances.sum())}
+    if setbacks.any():
+        measures["setbacks_imagined_as_such"] = float((imagined[setbacks] < 0.0).mean())
+    if setbacks.any() and advances.any():
+        measures["setbacks_recognised"] = chance_above(imagined[advances], imagined[setbacks])
+    return measures
 
 
 def episode_measures(network: ProgressNetwork, episodes: list[EpisodeLatents]) -> dict[str, Any]:
@@ -364,7 +434,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     seen = values_of(network, branches.outcomes, branches.sentence)
     value = ranking_measures(seen, branches, rng) | episode_measures(network, episodes)
-    value_marks = ("rank_correlation", "gain_low", "monotonicity", "success_over_failure")
     card: dict[str, Any] = {
         "data": {
             "decisions": len(branches),
@@ -373,26 +442,28 @@ def run(arguments: argparse.Namespace) -> int:
             "seeds": [int(branches.scene.min()), int(branches.scene.max())],
         },
         "encoder": encoder.fingerprint,
-        "values": {"progress": judge(value, value_marks)},
+        "values": {"progress": judge(value, VALUE_MARKS)},
         "world_models": {},
     }
     if (folder / f"{DYNAMICS_NAME}.safetensors").exists():
         dynamics, _ = load_dynamics(folder, encoder)
         imagined = imagine(dynamics, branches)
         others = imagine(dynamics, branches, np.roll(branches.actions, 1, axis=1))
-        world_model = ranking_measures(
-            values_of(network, imagined[:, :, 0], branches.sentence), branches, rng
-        ) | dynamics_measures(encoder.layout, imagined, others, branches)
+        values = values_of(network, imagined[:, :, 0], branches.sentence)
+        now = values_of(network, branches.root[:, None], branches.sentence)[:, 0]
+        world_model = (
+            ranking_measures(values, branches, rng)
+            | failure_measures(values, now, branches)
+            | dynamics_measures(encoder.layout, imagined, others, branches)
+        )
         if arguments.closed_loop is not None:
             world_model |= closed_loop_measures(arguments.closed_loop)
-        marks = (
-            "rank_correlation",
-            "gain_low",
-            "object_error_ratio",
-            "action_sensitivity",
-            "closed_loop_low",
-        )
-        card["world_models"]["latent"] = judge(world_model, marks)
+        entry = judge(world_model, WORLD_MODEL_MARKS)
+        # It drives through the value: where that is red, so is the search.
+        of_value = card["values"]["progress"]["failures"]
+        entry["failures"] += [f"its value is red: {failure}" for failure in of_value]
+        entry["passed"] = not entry["failures"]
+        card["world_models"]["latent"] = entry
     _print(card)
     text = json.dumps(_rounded(card), indent=2) + "\n"
     write_atomically(folder / FILE_NAME, text.encode())
