@@ -245,7 +245,7 @@ def ranking_measures(
 def values_of(network: ProgressNetwork, latents: NDArray, sentences: NDArray) -> Float64:
     """(D, C) mean of the ensemble for (D, C, Z) latents and (D, S) sentences."""
     rows = [
-        network(torch.from_numpy(np.ascontiguousarray(row)), torch.from_numpy(text[None])).mean(0)
+        network(torch.from_numpy(np.array(row)), torch.from_numpy(np.array(text[None]))).mean(0)
         for row, text in zip(latents, sentences, strict=True)
     ]
     return torch.stack(rows).double().numpy()
