@@ -1,3 +1,4 @@
+import argparse
 import importlib
 import importlib.metadata
 import re
@@ -100,7 +101,9 @@ def test_every_verb_and_option_of_the_command_line_exists(page):
         verb = next((w for w in (" ".join(words[:2]), words[0]) if w in VERBS), None)
         assert verb, f"vla-reasoner {line}: no such verb"
         module = importlib.import_module(VERBS[verb].module)
-        declared = set(re.findall(r'"(--[a-z-]+)"', Path(module.__file__).read_text()))
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        declared = set(parser._option_string_actions)
         for option in re.findall(r"(?<!\S)--[a-z-]+", line):
             assert option in declared | {"--help"}, f"vla-reasoner {verb}: no option {option}"
 

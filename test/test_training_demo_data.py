@@ -93,7 +93,7 @@ def test_a_policy_is_asked_again_after_part_of_its_chunk_and_may_fail(world, tmp
 def test_a_recording_goes_on_where_it_was_interrupted(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     demo_data.add_arguments(parser)
-    words = ["--out", str(tmp_path), "--tasks", "lift_green", "--limit", "3", "--workers", "1"]
+    words = ["--out", str(tmp_path), "--tasks", "lift_green", "--limit", "3", "--jobs", "1"]
     assert demo_data.run(parser.parse_args([*words, "--expert", "1"])) == 0
     (first,) = tmp_path.iterdir()
     before = first.stat().st_mtime_ns
@@ -107,7 +107,10 @@ def test_a_recording_goes_on_where_it_was_interrupted(tmp_path, capsys):
     ("words", "message"),
     [
         ([], "say how many"),
-        (["--expert", "1", "--workers", "0"], "--workers: expected at least 1, got 0"),
+        (
+            ["--expert", "1", "--jobs", "-1"],
+            "--jobs and attempts: expected at least 0 and 1, got -1",
+        ),
         (["--policy", "200000"], "at most 100000"),
     ],
 )

@@ -7,6 +7,7 @@ is run again on a new worker.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -65,11 +66,29 @@ class EngineSettings:
             )
         if self.workers < 0 or self.attempts < 1:
             raise ConfigurationError(
-                f"workers and attempts: expected at least 0 and 1, got {self.workers} and "
+                f"--jobs and attempts: expected at least 0 and 1, got {self.workers} and "
                 f"{self.attempts}"
             )
         if self.address and self.engine != "ray":
             raise ConfigurationError(f"--address: only for --engine ray, got {self.address!r}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of a verb that say where its jobs run."""
+    parser.add_argument("--jobs", type=int, default=0, help="workers (default: one for each core)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="processes here, or a Ray cluster"
+    )
+    parser.add_argument("--address", default="", help="of the Ray cluster (default: a local one)")
+
+
+def settings_of(arguments: argparse.Namespace) -> EngineSettings:
+    """Where jobs run, from the options of :func:`add_arguments`.
+
+    Raises:
+        ConfigurationError: options that contradict one another.
+    """
+    return EngineSettings(arguments.engine, arguments.jobs, arguments.address)
 
 
 def run_jobs(

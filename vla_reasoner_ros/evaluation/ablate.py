@@ -18,16 +18,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vla_reasoner_ros import __version__
+from vla_reasoner_ros import __version__, executor
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
 from vla_reasoner_ros.evaluation.ablations import Ablation, Variant, read_ablation
-from vla_reasoner_ros.evaluation.evaluate import (
-    add_engine_arguments,
-    engine_settings,
-    parse_overrides,
-    plan,
-)
+from vla_reasoner_ros.evaluation.evaluate import parse_overrides, plan
 from vla_reasoner_ros.evaluation.markdown import table
 from vla_reasoner_ros.evaluation.plots import Measured, Series, plot_rows
 from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
@@ -66,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--models", default="", help="folder of the weights (default: the shipped)")
     parser.add_argument("--fresh", action="store_true", help="forget episodes finished before")
-    add_engine_arguments(parser)
+    executor.add_arguments(parser)
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class Row:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing, then write every report."""
-    engine = engine_settings(arguments)
+    engine = executor.settings_of(arguments)
     if arguments.models:
         os.environ[MODELS_VARIABLE] = arguments.models
     files = arguments.files or sorted((share_directory() / "config" / "ablations").glob("*.yaml"))
@@ -142,7 +137,7 @@ def with_common(ablation: Ablation, overrides: Mapping[str, Any]) -> Ablation:
     return replace(ablation, variants=variants)
 
 
-def work(rows: Sequence[Row], engine: Any) -> None:
+def work(rows: Sequence[Row], engine: executor.EngineSettings) -> None:
     """Run the episodes that are missing, variant by variant, on all workers."""
     jobs: list[Job] = []
     owners: dict[int, Row] = {}

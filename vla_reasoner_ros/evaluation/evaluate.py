@@ -18,13 +18,12 @@ from typing import Any
 
 import yaml
 
-from vla_reasoner_ros import __version__
+from vla_reasoner_ros import __version__, executor
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
 from vla_reasoner_ros.evaluation.markdown import write_markdown
 from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
 from vla_reasoner_ros.evaluation.summary import summarise
-from vla_reasoner_ros.executor import ENGINES, EngineSettings
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.paths import MODELS_VARIABLE
 from vla_reasoner_ros.sim.scene import load_hook
@@ -65,30 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the arm and the world go on while the planner thinks, by its measured time",
     )
     parser.add_argument("--fresh", action="store_true", help="forget episodes finished before")
-    add_engine_arguments(parser)
-
-
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say where the work is done."""
-    parser.add_argument("--jobs", type=int, default=0, help="workers (default: one for each core)")
-    parser.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help="processes here, or a Ray cluster"
-    )
-    parser.add_argument("--address", default="", help="of the Ray cluster (default: a local one)")
-
-
-def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
-    """Where the work is done.
-
-    Raises:
-        ConfigurationError: options that contradict one another.
-    """
-    return EngineSettings(arguments.engine, arguments.jobs, arguments.address)
+    executor.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing, then write the results and print the table."""
-    engine = engine_settings(arguments)
+    engine = executor.settings_of(arguments)
     if arguments.models:
         os.environ[MODELS_VARIABLE] = arguments.models
     names = arguments.arms.split(",")

@@ -8,20 +8,17 @@ already are kept, so an interrupted recording goes on where it was.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vla_reasoner_ros import plugins
+from vla_reasoner_ros import executor, plugins
 from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeWriter, Kind
 from vla_reasoner_ros.data.seeds import RANGES, require_seed
-from vla_reasoner_ros.errors import ConfigurationError, EpisodeError
+from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.sim.experts import SPEED, Expert
 from vla_reasoner_ros.sim.scene import BLOCKS
 from vla_reasoner_ros.sim.tasks import TASKS, get_task
@@ -200,30 +197,49 @@ def plan(
     return jobs
 
 
-def record_all(jobs: list[Job], workers: int) -> dict[str, tuple[int, int]]:
-    """Record what is not there yet, on several processes.
+class Recorder:
+    """What a worker needs to record episodes: a world, and policies when they are asked for."""
+
+    def __init__(self) -> None:
+        self._world = World()
+        self._policies: dict[str, Any] = {}
+
+    def __call__(self, job: Job) -> bool:
+        """Record one; whether the task was done."""
+        policy = None
+        if job.kind is Kind.POLICY:
+            import torch
+
+            torch.set_num_threads(1)  # the workers share the cores already
+            if job.policy not in self._policies:
+                self._policies[job.policy] = plugins.create("policy", job.policy)
+            policy = self._policies[job.policy]
+        return record(self._world, job, policy)
+
+
+def record_all(
+    jobs: list[Job], engine: executor.EngineSettings | None = None
+) -> dict[str, tuple[int, int]]:
+    """Record what is not there yet, on many workers.
+
+    Args:
+        jobs: whose files, on a cluster, lie in a folder that all machines share.
+        engine: where; None takes this machine's cores.
 
     Returns:
         Kind and task to (successes, episodes), those found included.
 
     Raises:
-        EpisodeError: a process died, or a file that was there is unusable.
+        EpisodeError: a file that was there is unusable.
+        WorkerLost: an episode ended its worker again and again.
     """
     outcomes = {job: Episode(job.path).meta.success for job in jobs if job.path.exists()}
     missing = [job for job in jobs if job not in outcomes]
     progress = Progress("demo-data", len(jobs), "episodes", len(outcomes))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
-        futures = {pool.submit(_work, job): job for job in missing}
-        try:
-            for future in as_completed(futures):
-                outcomes[futures[future]] = future.result()
-                solved = sum(outcomes.values())
-                progress.update(len(outcomes), f"{solved} of {len(outcomes)} solved")
-        except BrokenProcessPool as error:
-            raise EpisodeError(f"demo-data: a recording process died: {error}") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    for job, done in executor.run_jobs(Recorder, (), missing, engine):
+        outcomes[job] = done
+        solved = sum(outcomes.values())
+        progress.update(len(outcomes), f"{solved} of {len(outcomes)} solved")
     table: dict[str, tuple[int, int]] = {}
     for job in jobs:
         row = f"{job.kind.value} {job.task}"
@@ -243,7 +259,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=ACTION_LIMIT, help="actions an episode")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="tasks, taken in turn")
     parser.add_argument("--first-seed", type=int, default=RANGES["training"].start)
-    parser.add_argument("--workers", type=int, default=2, help="processes")
+    executor.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -253,9 +269,9 @@ def run(arguments: argparse.Namespace) -> int:
         Kind.NOISY_EXPERT: arguments.noisy_expert,
         Kind.POLICY: arguments.policy,
     }
-    for name, value in (("workers", arguments.workers), ("execute", arguments.execute)):
-        if value < 1:
-            raise ConfigurationError(f"--{name}: expected at least 1, got {value}")
+    engine = executor.settings_of(arguments)
+    if arguments.execute < 1:
+        raise ConfigurationError(f"--execute: expected at least 1, got {arguments.execute}")
     if max(counts.values()) > KIND_SPACING:
         raise ConfigurationError(f"demo-data: at most {KIND_SPACING} episodes of a kind")
     if not any(counts.values()):
@@ -269,21 +285,6 @@ def run(arguments: argparse.Namespace) -> int:
         policy=arguments.policy_name,
         execute=arguments.execute,
     )
-    for row, (solved, count) in sorted(record_all(jobs, arguments.workers).items()):
+    for row, (solved, count) in sorted(record_all(jobs, engine).items()):
         print(f"{row:<30} {solved:4d} of {count:4d} solved")
     return 0
-
-
-_worker: dict[str, Any] = {}
-"""The world and the policy of a recording process, made once."""
-
-
-def _work(job: Job) -> bool:
-    if "world" not in _worker:
-        _worker["world"] = World()
-    if job.kind is Kind.POLICY and job.policy not in _worker:
-        import torch
-
-        torch.set_num_threads(1)  # the processes share the cores already
-        _worker[job.policy] = plugins.create("policy", job.policy)
-    return record(_worker["world"], job, _worker.get(job.policy))
