@@ -2,12 +2,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint fuzz clean
+.PHONY: help setup demo test test-kilted bench soak lint fuzz docs clean
 
 ENVIRONMENT := set +u; source scripts/environment.sh; set -u;
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## ROS 2 where none is sourced, Python packages into .venv, build into install/
 	@scripts/setup.sh
@@ -24,9 +24,19 @@ bench: setup ## the benchmarks, one JSON object a line
 lint: setup ## format, style and types
 	@$(ENVIRONMENT) ruff check . && ruff format --check . && mypy
 
-fuzz: setup ## property tests with many more examples, then 1e6 hostile chunks
+soak: setup ## half an hour of cameras, a hundred lifecycle cycles, hostile messages: leaks, losses
+	@$(ENVIRONMENT) exec python -m benchmark.soak $(ARGS)
+
+fuzz: setup ## property tests with many more examples, 1e6 hostile chunks, 1e5 messages a topic
 	@$(ENVIRONMENT) HYPOTHESIS_PROFILE=fuzz python -m pytest -m hypothesis && \
-	exec python benchmark/fuzz_control.py 1000000 $(ARGS)
+	python benchmark/fuzz_control.py 1000000 $(ARGS) && \
+	exec python -m benchmark.fuzz_messages 100000
+
+docs: ## the documentation as a site, in out/site
+	@exec scripts/docs.sh $(ARGS)
+
+test-kilted: ## the tests under ROS 2 Kilted from PyPI, in an environment of its own
+	@exec scripts/kilted.sh $(ARGS)
 
 clean: ## removes what set-up, build and runs made; recordings and models stay
 	rm -rf .venv build install log out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,7 +23,9 @@ def main(names: list[str]) -> int:
     failed = [
         name
         for name in names or known
-        if subprocess.run([sys.executable, known[name]], check=False).returncode
+        if subprocess.run(
+            [sys.executable, "-m", f"benchmark.bench_{name}"], cwd=FOLDER.parent, check=False
+        ).returncode
     ]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -196,25 +196,28 @@ def ordered_startup(
 ) -> list[LaunchDescriptionEntity]:
     """Configure and activate the nodes one after another, each when the one before is active.
 
-    A node that fails a transition, or is not active within ``startup_timeout`` of its turn, ends
-    the launch with its name as the reason.
+    A node that fails a transition of the start-up, or is not active within ``startup_timeout`` of
+    its turn, ends the launch with its name as the reason. Once a node has been active its lifecycle
+    is the user's.
     """
     timeout = float(value(context, "startup_timeout"))
     entities: list[LaunchDescriptionEntity] = []
-    turns = [_turn(node, timeout) for node in nodes]
+    started: set[str] = set()
+    turns = [_turn(node, timeout, started) for node in nodes]
     for index, node in enumerate(nodes):
         following = turns[index + 1] if index + 1 < len(nodes) else [LogInfo(msg="all active")]
+
+        def at_start(
+            goal: str, start: str, actions: list[LaunchDescriptionEntity], node: Any = node
+        ) -> RegisterEventHandler:
+            return _on(node, goal, start, [_until_started(node, started, actions)])
+
         entities += [
-            _on(node, "inactive", "configuring", [_change(node, Transition.TRANSITION_ACTIVATE)]),
-            _on(node, "active", "activating", following),
-            *(
-                _on(node, goal, start, [_failed(node, verb)])
-                for goal, start, verb in (
-                    ("unconfigured", "configuring", "configure"),
-                    ("inactive", "activating", "activate"),
-                    ("finalized", "errorprocessing", "recover from an error"),
-                )
-            ),
+            at_start("inactive", "configuring", [_change(node, Transition.TRANSITION_ACTIVATE)]),
+            at_start("active", "activating", [*_has_started(node, started), *following]),
+            at_start("unconfigured", "configuring", [_failed(node, "configure")]),
+            at_start("inactive", "activating", [_failed(node, "activate")]),
+            _on(node, "finalized", "errorprocessing", [_failed(node, "recover from an error")]),
         ]
     first, *_ = nodes
     entities.append(RegisterEventHandler(OnProcessStart(target_action=first, on_start=turns[0])))
@@ -426,19 +429,29 @@ def required(context: LaunchContext, name: str, why: str) -> str:
     return text
 
 
-def _turn(node: LifecycleNode, timeout: float) -> list[LaunchDescriptionEntity]:
-    active: list[bool] = []
-
+def _turn(node: LifecycleNode, timeout: float, started: set[str]) -> list[LaunchDescriptionEntity]:
     def check(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-        if active:
+        if node.node_executable in started:
             return []
         return _give_up(context, f"{node.node_executable} was not active after {timeout:g} s")
 
     return [
-        _on(node, "active", "activating", [OpaqueFunction(function=lambda _: active.append(True))]),
         _change(node, Transition.TRANSITION_CONFIGURE),
         TimerAction(period=timeout, actions=[OpaqueFunction(function=check)]),
     ]
+
+
+def _until_started(
+    node: LifecycleNode, started: set[str], actions: list[LaunchDescriptionEntity]
+) -> OpaqueFunction:
+    """Actions of the start-up only: after it the lifecycle is the user's."""
+    return OpaqueFunction(
+        function=lambda _: [] if node.node_executable in started else list(actions)
+    )
+
+
+def _has_started(node: LifecycleNode, started: set[str]) -> list[LaunchDescriptionEntity]:
+    return [OpaqueFunction(function=lambda _: started.add(node.node_executable))]
 
 
 def _failed(node: LifecycleNode, verb: str) -> OpaqueFunction:

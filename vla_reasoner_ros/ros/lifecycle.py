@@ -460,17 +460,14 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
         stuck.restart()
         step()
     stuck.restart()
-    # Ctrl-C reaches a launched node twice, from the terminal and from launch; while the interpreter
-    # ends, Python's own handler is gone and the second would look like a crash.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    code = 0 if started and not failures else 1
     if node.abandoned:
         node.get_logger().info("a thread that was still at work ends with the process")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: all is let go of, and what the interpreter would do now (join threads, take apart
+    # torch, Numba, DDS and OpenGL in no certain order) takes seconds on a busy machine, can hang,
+    # and makes a second Ctrl-C look like a crash.
+    os._exit(0 if started and not failures else 1)
 
 
 class _StuckTimer:

@@ -1,0 +1,257 @@
+"""Two 640x480 cameras, joint states and an arm for the real nodes: the load of the ROS benchmarks.
+
+The arm is the model of the simulator's joint trajectory controller, so that the arm controller sees
+joint states that follow what it commands.
+"""
+
+from __future__ import annotations
+
+import array
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import yaml
+from diagnostic_msgs.msg import DiagnosticArray
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.msg import ActionChunk, Observation, SearchStatistics
+from vla_reasoner_ros.policies.small_vla import SmallVla
+from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.clock import to_nanoseconds
+from vla_reasoner_ros.ros.conversions import header
+from vla_reasoner_ros.ros.graph import ACTIVATE, CONFIGURE, GraphClient
+from vla_reasoner_ros.ros.processes import NodeProcess, ProcessGraph
+from vla_reasoner_ros.ros.simulation import trajectory_from_message
+from vla_reasoner_ros.sim.joint_trajectory_controller import JointTrajectoryController
+
+CAMERAS = ("wrist", "agent")
+FINGERS = ("fr3_finger_joint1", "fr3_finger_joint2")
+NODES = ("camera_node", "arm_controller_node", "planner_node")
+RATE = 30.0
+JOINT_RATE = 100.0
+HEIGHT, WIDTH = 480, 640
+CONTRACT = {
+    "robot": "fr3",
+    "reference": "agent",
+    "rate": RATE,
+    "joint_states": {"topic": "joint_states", "tolerance": 0.1, "depth": 50},
+    "gripper": {"joints": list(FINGERS)},
+    "cameras": {
+        name: {
+            "topic": f"{name}/image_raw",
+            "tolerance": 0.1,
+            "reliability": "reliable",
+            "depth": 10,
+        }
+        for name in CAMERAS
+    },
+}
+_NS = 1_000_000_000
+
+
+@dataclass
+class Heard:
+    """What came back, with the time at which it came, ns."""
+
+    observations: list[tuple[int, int]] = field(default_factory=list)
+    decisions: dict[int, float] = field(default_factory=dict)
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+    commands: list[int] = field(default_factory=list)
+    received: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+class Load:
+    """The nodes under load; a context manager.
+
+    Args:
+        folder: for logs and the contract.
+        world_model: of the planner; ``none`` lets the policy drive.
+
+    Attributes:
+        heard: everything that the nodes said.
+        sent: frames sent of each camera.
+    """
+
+    def __init__(self, folder: Path, world_model: str = "none") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        contract = folder / "contract.yaml"
+        contract.write_text(yaml.safe_dump(CONTRACT), encoding="utf-8")
+        parameters: dict[str, dict[str, object]] = {
+            "camera_node": {"contract": str(contract)},
+            "arm_controller_node": {"enable_control": True},
+            "planner_node": {"planner.world_model": world_model},
+        }
+        self.graph = ProcessGraph(folder / "log")
+        for name in NODES:
+            self.graph.start(NodeProcess(name, name, {"autostart": False, **parameters[name]}))
+        self.client = GraphClient(self.graph, "load")
+        self.heard = Heard()
+        self.sent = 0
+        self._robot = load_robot("fr3")
+        self._lock = threading.Lock()
+        self._arm: JointTrajectoryController | None = None
+        self._ending = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._connect()
+
+    def _connect(self) -> None:
+        node = self.client.node
+        reliable = qos.sensor("reliable", 10)
+        self._images = {
+            name: node.create_publisher(Image, f"{name}/image_raw", reliable) for name in CAMERAS
+        }
+        self._joints = node.create_publisher(JointState, "joint_states", qos.STATE)
+        self._instruction = node.create_publisher(String, "instruction", qos.LATCHED)
+        for kind, topic, take, profile in (
+            (Observation, "observation", self._observed, qos.STATE),
+            (SearchStatistics, "search_statistics", self._decided, qos.STATE),
+            (ActionChunk, "action_chunk", self._planned, qos.COMMAND),
+            (JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND),
+            (DiagnosticArray, "/diagnostics", self._diagnosed, qos.DIAGNOSTICS),
+        ):
+            node.create_subscription(kind, topic, take, profile)
+
+    def start(self) -> None:
+        """Bring the nodes up, then let cameras and joint states flow."""
+        for name in NODES:
+            self.client.change(name, CONFIGURE, timeout=240.0)
+        publishers = (*self._images.values(), self._joints, self._instruction)
+        self.client.wait(
+            lambda: all(p.get_subscription_count() for p in publishers), 60.0, "the connections"
+        )
+        self._instruction.publish(String(data=SmallVla().spec.example_instruction))
+        self._arm = JointTrajectoryController(
+            self._robot.joint_names, self._robot.limits, self._robot.home, self._now_ns()
+        )
+        for name in NODES:
+            self.client.change(name, ACTIVATE)
+        for work, rate in ((self._send_joints, JOINT_RATE), (self._send_images, RATE)):
+            thread = threading.Thread(target=self._at_rate, args=(work, rate), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def run(self, seconds: float) -> None:
+        """Let it flow for a while."""
+        self.client.spin(seconds)
+
+    def stop(self) -> None:
+        """Stop the flow, and hear what is still under way."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        self.client.spin(2.5)  # two reports of the diagnostics
+
+    def _now_ns(self) -> int:
+        return int(self.client.node.get_clock().now().nanoseconds)
+
+    def _at_rate(self, work: object, rate: float) -> None:
+        assert callable(work)
+        due = time.monotonic()
+        while not self._ending.is_set():
+            work()
+            due = max(due + 1.0 / rate, time.monotonic() - 1.0)
+            self._ending.wait(max(0.0, due - time.monotonic()))
+
+    def _send_images(self) -> None:
+        stamp = header(self._now_ns())
+        # A frozen camera is refused, so that no two pictures are alike.
+        picture = np.full((HEIGHT, WIDTH, 3), self.sent % 200 + 20, dtype=np.uint8)
+        data = array.array("B", picture.tobytes())
+        for publisher in self._images.values():
+            publisher.publish(
+                Image(
+                    header=stamp,
+                    height=HEIGHT,
+                    width=WIDTH,
+                    encoding="rgb8",
+                    step=3 * WIDTH,
+                    data=data,
+                )
+            )
+        self.sent += 1
+
+    def _send_joints(self) -> None:
+        now_ns = self._now_ns()
+        with self._lock:
+            assert self._arm is not None
+            self._arm.advance(now_ns)
+            state = self._arm.state
+        self._joints.publish(
+            JointState(
+                header=header(now_ns),
+                name=[*self._robot.joint_names, *FINGERS],
+                position=[*state.position.tolist(), 0.04, 0.04],
+                velocity=[*state.velocity.tolist(), 0.0, 0.0],
+            )
+        )
+
+    def _observed(self, message: Observation) -> None:
+        self.heard.observations.append((to_nanoseconds(message.header.stamp), self._now_ns()))
+
+    def _decided(self, message: SearchStatistics) -> None:
+        self.heard.decisions[to_nanoseconds(message.observation_stamp)] = message.time_ms
+
+    def _planned(self, message: ActionChunk) -> None:
+        self.heard.chunks.append((to_nanoseconds(message.observation_stamp), self._now_ns()))
+
+    def _commanded(self, message: JointTrajectory) -> None:
+        now_ns = self._now_ns()
+        with self._lock:
+            assert self._arm is not None
+            self._arm.advance(now_ns)
+            self._arm.accept(trajectory_from_message(message, 0))
+        self.heard.commands.append(now_ns)
+
+    def _diagnosed(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            node, _, camera = status.name.partition(": ")
+            if node == "camera_node" and camera in CAMERAS:
+                values = {item.key: item.value for item in status.values}
+                self.heard.received[camera] = int(values["received"])
+                self.heard.dropped[camera] = sum(
+                    int(value) for key, value in values.items() if key.startswith("dropped")
+                )
+
+    def frames_lost(self) -> int:
+        """Frames sent that the camera node did not receive, of both cameras."""
+        return sum(self.sent - self.heard.received.get(camera, 0) for camera in CAMERAS)
+
+    def image_to_observation_ms(self) -> np.ndarray:
+        """Image stamp to the reception of its observation, ms, of every observation."""
+        times = np.array(self.heard.observations, dtype=np.int64).reshape(-1, 2)
+        return np.asarray((times[:, 1] - times[:, 0]) / 1e6)
+
+    def overhead_ms(self) -> np.ndarray:
+        """Image stamp to command less the decision's own time, ms, of every decision obeyed."""
+        commands = np.array(self.heard.commands, dtype=np.int64)
+        found = []
+        for stamp_ns, came_ns in self.heard.chunks:
+            after = np.searchsorted(commands, came_ns - 20_000_000)
+            if stamp_ns in self.heard.decisions and after < len(commands):
+                whole_ms = (commands[after] - stamp_ns) / 1e6
+                if whole_ms < 400.0:  # the next chunk's command is not this one's
+                    found.append(whole_ms - self.heard.decisions[stamp_ns])
+        return np.array(found)
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        self.client.close()
+        self.graph.stop()
