@@ -27,7 +27,7 @@ from vla_reasoner_ros.task_run import Ending, TaskParameters
 from vla_reasoner_ros.types import ChunkSource, Observation
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PACKAGE = ROOT / "vla_reasoner_ros"
 
 
