@@ -138,6 +138,26 @@ def test_searching_comes_nearer_to_the_goal_than_the_policy():
     assert decision.tree.ee_positions.shape == (statistics.nodes, 3)
 
 
+@pytest.mark.parametrize("executed", [1, 2, 4, 6])
+def test_as_many_actions_are_executed_as_wanted_however_many_are_imagined_per_edge(executed):
+    agent = reasoner(executed=executed, simulations=200, alpha=0.0)
+    position = np.zeros(3)
+    for step in range(24 // executed):
+        decision = agent.decide(observation(0.1 * executed * step, position))
+        position = position + decision.chunk.actions[:executed, :3].sum(0)
+        assert decision.tree.actions.shape[1] == MACRO
+        if decision.statistics.deviated:
+            line = decision.chunk.actions.astype(np.float32)
+            tree = decision.tree
+            node = 0
+            for first in range(0, executed, MACRO):
+                below = np.flatnonzero(tree.parents == node)
+                wanted = line[first : first + MACRO]
+                node = next(n for n in below if (tree.actions[n] == wanted).all())
+    alone = 24 * np.array([0.01, 0.0, 0.0])
+    assert np.linalg.norm(position - GOAL) < 0.5 * np.linalg.norm(alone - GOAL)
+
+
 def test_models_are_asked_once_per_decision():
     policy, world_model = Drifter(), Point()
     agent = reasoner(policy, world_model)

@@ -271,6 +271,37 @@ def test_widening_refines_around_the_best_candidate():
     assert distance[-8:].mean() < 0.3 * distance[1:9].mean()
 
 
+@pytest.mark.parametrize("backup", ["mean", "max"])
+@pytest.mark.parametrize("method", ["tree", "best_of_n"])
+def test_the_lower_bound_prefers_what_the_ensemble_agrees_on(backup, method):
+    class Doubtful(Landscape):
+        """Going left is a little better, but for two of three members only."""
+
+        def candidates(self, reference, count, rng):
+            actions = np.zeros((len(reference), 1 + count, 1, 2))
+            if (reference[0, 0] == SEGMENTS[0]).all():
+                actions[:, 1::2, 0, 0], actions[:, 2::2, 0, 0] = -1.0, 1.0
+            return Proposals(actions, np.zeros(actions.shape[:2]), ("policy",) + ("fan",) * count)
+
+        def evaluate(self, slots):
+            x = self.points[slots, 0]
+            mean = np.where(x < -0.5, 0.7, np.where(x > 0.5, 0.6, 0.5))
+            spread = 0.3 * (x < -0.5)
+            return np.stack([mean + spread, mean, mean - spread])
+
+    def direction(**values):
+        values = {"depth": 2, "rollout": True, "pessimism": 0.0, "alpha": 0.0} | values
+        values |= {"backup": backup, "method": method, "simulations": 60, "branching": 4}
+        engine, _ = searched(Doubtful(), samples=4, **values)
+        root = candidates_of(engine.tree, 0, 1.0)
+        return np.sign(engine.tree.action[root.edges[choose_root(engine, root).winner], 0])
+
+    assert direction(decision="value") == -1
+    assert direction(decision="lower_bound") == 1
+    assert direction(decision="lower_bound", bound_width=0.0) == -1
+    assert direction(decision="value", pessimism=1.0) == 1
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_state_that_is_not_finite_is_cut_off_and_counted(bad):
     class Broken(Landscape):
@@ -401,3 +432,10 @@ def test_parameters_that_the_chunk_cannot_serve_are_named(values, named):
     parameters = build(SearchParameters, {"executed": 2} | values)
     with pytest.raises(ConfigurationError, match=named):
         parameters.require_chunk(8 if values else 2, 4)
+
+
+@pytest.mark.parametrize("values", [{"reuse": True}, {"drift.threshold": 0.1}])
+def test_what_compares_imagined_with_seen_states_executes_what_it_imagines(values):
+    build(SearchParameters, {"executed": 4} | values).require_chunk(8, 4)
+    with pytest.raises(ConfigurationError, match="expected executed = 4"):
+        build(SearchParameters, {"executed": 2} | values).require_chunk(8, 4)

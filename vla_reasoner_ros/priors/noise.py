@@ -34,12 +34,16 @@ class MacroNoise:
             )
         self.std = std
         self.correlation = correlation
+        self._precision = 1.0 / std
+        self._log_std = float(np.log(std).sum())
 
     def sample(self, shape: tuple[int, ...], steps: int, rng: np.random.Generator) -> Floats:
         """Draw (..., M, T), where ``shape`` leads."""
         size = len(self.std)
         if steps == 1:
-            return rng.standard_normal((*shape, 1, size)) * self.std
+            alone = rng.standard_normal((*shape, 1, size))
+            alone *= self.std
+            return alone
         shared = rng.standard_normal((*shape, 1, size))
         own = rng.standard_normal((*shape, steps, size))
         own *= math.sqrt(1.0 - self.correlation) * self.std
@@ -50,26 +54,32 @@ class MacroNoise:
         """(...,) of values (..., M, T), normalised."""
         steps, size = values.shape[-2:]
         c = self.correlation
+        log_determinant = (
+            size * ((steps - 1) * math.log(1.0 - c) + math.log(1.0 + (steps - 1) * c))
+            + 2.0 * steps * self._log_std
+        )
+        constant = -0.5 * (log_determinant + steps * size * math.log(2.0 * math.pi))
         flat = np.ascontiguousarray(values).reshape(-1, steps, size)
-        quadratic = _quadratic(flat, 1.0 / self.std, c).reshape(values.shape[:-2])
-        log_determinant = size * (
-            (steps - 1) * math.log(1.0 - c) + math.log(1.0 + (steps - 1) * c)
-        ) + 2.0 * steps * float(np.log(self.std).sum())
-        return -0.5 * (quadratic + log_determinant + steps * size * math.log(2.0 * math.pi))
+        return _log_density(flat, self._precision, c, constant).reshape(values.shape[:-2])
 
 
 @numba.njit(cache=True)
-def _quadratic(values: Floats, precision: Floats, c: float) -> Floats:
-    """Squared Mahalanobis lengths (N,) of (N, M, T), by the Sherman-Morrison inverse."""
+def _log_density(values: Floats, precision: Floats, c: float, constant: float) -> Floats:
+    """Constant less half of the squared Mahalanobis lengths (N,) of (N, M, T).
+
+    The covariance is inverted by the Sherman-Morrison formula.
+    """
     count, steps, size = values.shape
     share = c / (1.0 + (steps - 1) * c)
-    lengths = np.zeros(count)
+    densities = np.empty(count)
     for i in range(count):
+        length = 0.0
         for t in range(size):
             total, squares = 0.0, 0.0
             for m in range(steps):
                 value = values[i, m, t] * precision[t]
                 total += value
                 squares += value * value
-            lengths[i] += (squares - share * total * total) / (1.0 - c)
-    return lengths
+            length += (squares - share * total * total) / (1.0 - c)
+        densities[i] = constant - 0.5 * length
+    return densities

@@ -58,6 +58,8 @@ class MotionSpace:
         self._motion = list(spec.motion_indices)
         self._ends = (spec.gripper.open, spec.gripper.closed) if spec.gripper else (0.0, 0.0)
         self._is_pose = spec.representation is Representation.EE_POSE
+        self._moved = np.array(self._motion[:3] if self._is_pose else self._motion, np.int64)
+        self._gripper = -1 if spec.gripper is None else spec.gripper.index
         self.size = 6 if self._is_pose else len(self._motion)
 
     def deviations(self, std: Sequence[float] | None, name: str) -> Floats:
@@ -93,10 +95,8 @@ class MotionSpace:
         """
         if not self.spec.is_delta:
             displacements = np.cumsum(displacements, axis=2)
-        gripper = self.spec.gripper
-        place, ends = (-1, 0.0) if gripper is None else (gripper.index, sum(self._ends))
-        moved = np.array(self._motion[:3] if self._is_pose else self._motion)
-        actions = _displaced(reference, displacements, moved, flips, place, ends)
+        ends = self._ends[0] + self._ends[1]
+        actions = _displaced(reference, displacements, self._moved, flips, self._gripper, ends)
         if self._is_pose:
             quaternion = self._motion[3:]
             turn = from_rotation_vector(displacements[..., 3:])
@@ -105,29 +105,21 @@ class MotionSpace:
 
     def displacements(self, actions: Floats, reference: Floats) -> Floats:
         """The inverse of :meth:`displace` for the motion: (B, K, M, T)."""
-        reference = reference[:, None]
+        away = _difference(actions, reference, self._moved)
         if self._is_pose:
-            position, quaternion = self._motion[:3], self._motion[3:]
-            turn = product(actions[..., quaternion], conjugate(reference[..., quaternion]))
-            away = np.concatenate(
-                [
-                    actions[..., position] - reference[..., position],
-                    to_rotation_vector(turn),
-                ],
-                axis=-1,
-            )
-        else:
-            away = actions[..., self._motion] - reference[..., self._motion]
+            quaternion = self._motion[3:]
+            own = conjugate(reference[:, None][..., quaternion])
+            turn = to_rotation_vector(product(actions[..., quaternion], own))
+            away = np.concatenate([away, turn], axis=-1)
         if not self.spec.is_delta:
             away = np.diff(away, axis=2, prepend=0.0)
         return away
 
     def flips(self, actions: Floats, reference: Floats) -> NDArray[np.bool_]:
         """(B, K) whether the gripper's mean command lies nearer the reference's opposite."""
-        gripper = self.spec.gripper
-        if gripper is None:
+        if self._gripper < 0:
             return np.zeros(actions.shape[:2], np.bool_)
-        return _flipped(actions, reference, gripper.index, sum(self._ends))
+        return _flipped(actions, reference, self._gripper, self._ends[0] + self._ends[1])
 
 
 @numba.njit(cache=True)
@@ -154,13 +146,31 @@ def _displaced(
 
 
 @numba.njit(cache=True)
+def _difference(actions: Floats, reference: Floats, moved: NDArray[np.int64]) -> Floats:
+    """(B, K, M, I) actions less their references in the I moved dimensions."""
+    nodes, count, steps, _ = actions.shape
+    away = np.empty((nodes, count, steps, len(moved)))
+    for b in range(nodes):
+        for k in range(count):
+            for m in range(steps):
+                for i in range(len(moved)):
+                    away[b, k, m, i] = actions[b, k, m, moved[i]] - reference[b, m, moved[i]]
+    return away
+
+
+@numba.njit(cache=True)
 def _flipped(actions: Floats, reference: Floats, gripper: int, ends: float) -> NDArray[np.bool_]:
     """Whether the mean gripper command lies nearer to the mirrored than to the own one."""
     nodes, count = actions.shape[:2]
     flips = np.empty((nodes, count), np.bool_)
+    steps = actions.shape[2]
     for b in range(nodes):
-        own = reference[b, :, gripper].mean()
+        own = 0.0
+        for m in range(steps):
+            own += reference[b, m, gripper] / steps
         for k in range(count):
-            command = actions[b, k, :, gripper].mean()
+            command = 0.0
+            for m in range(steps):
+                command += actions[b, k, m, gripper] / steps
             flips[b, k] = abs(command - (ends - own)) < abs(command - own)
     return flips

@@ -7,9 +7,11 @@ them, the tree knows them by number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -96,6 +98,9 @@ def proposed(
 ) -> Proposals:
     """Ask the prior and check the form of its answer.
 
+    Returns:
+        What it said, each macro-action as one row: actions (B, 1 + K, M * D).
+
     Raises:
         ModelError: wrong shapes, a non-finite action, or a density that is NaN or +inf.
     """
@@ -109,11 +114,24 @@ def proposed(
         )
     if len(answer.origins) != 1 + count:
         raise ModelError(f"prior: expected {1 + count} origins, got {len(answer.origins)}")
-    if not np.isfinite(answer.actions).all():
-        raise ModelError("prior: an action is not finite")
-    if not (answer.log_density < np.inf).all():
-        raise ModelError("prior: a log density is NaN or infinite")
-    return answer
+    actions = np.ascontiguousarray(answer.actions, np.float64).reshape(nodes, 1 + count, -1)
+    log_density = np.ascontiguousarray(answer.log_density, np.float64)
+    fault = _fault(actions, log_density)
+    if fault:
+        raise ModelError(f"prior: {fault}")
+    return Proposals(actions, log_density, answer.origins)
+
+
+@numba.njit(cache=True)
+def _fault(actions: NDArray[np.float64], log_density: NDArray[np.float64]) -> str:
+    for node in range(len(actions)):
+        for column in range(actions.shape[1]):
+            for number in actions[node, column]:
+                if not math.isfinite(number):
+                    return "an action is not finite"
+            if not log_density[node, column] < np.inf:
+                return "a log density is NaN or infinite"
+    return ""
 
 
 def described(value: object) -> str:

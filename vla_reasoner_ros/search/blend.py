@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -16,41 +17,49 @@ WINNER, POLICY, NEAREST = range(3)
 SMALL = 1e-8
 
 
-class Blender:
-    """Blends macro-actions of one convention.
+class Mix(NamedTuple):
+    """How actions are blended, as the compiled kernels take it; see :func:`mix_of`."""
+
+    alpha: float
+    motion: NDArray[np.int64]  # dimensions that move the arm
+    rotation: NDArray[np.int64]  # of them a rotation vector (3,), a quaternion (4,), or none
+    size: int  # D, numbers in an action
+    gripper: int  # dimension of a binary gripper, or -1
+    gripper_rule: int
+    is_open: float
+    is_closed: float
+
+
+def mix_of(spec: ActionSpec, alpha: float, gripper_rule: str = "winner") -> Mix:
+    """The blend of actions of one convention.
 
     Translations and joints are blended linearly; rotations along the shorter great arc of SO(3),
     whether they are quaternions or rotation vectors; a binary gripper is not blended.
 
     Args:
-        spec: what the numbers mean.
+        spec: what the numbers of an action mean.
         alpha: the policy's share in [0, 1].
         gripper_rule: ``winner`` takes a binary gripper from the plan, ``policy`` from the policy,
             ``nearest`` takes the one of open and closed that is nearest to the blended number.
     """
-
-    def __init__(self, spec: ActionSpec, alpha: float, gripper_rule: str = "winner") -> None:
-        has_rotation = spec.representation in (Representation.EE_DELTA, Representation.EE_POSE)
-        rotation = spec.motion_indices[3:] if has_rotation else ()
-        gripper, rule, ends = -1, WINNER, (0.0, 0.0)
-        if spec.gripper is not None and spec.gripper.binary:
-            gripper, ends = spec.gripper.index, (spec.gripper.open, spec.gripper.closed)
-            rule = ("winner", "policy", "nearest").index(gripper_rule)
-        self.alpha = alpha
-        self._form = np.array(rotation, np.int64), gripper, rule, *ends
-
-    def __call__(self, policy: Floats, plan: Floats) -> Floats:
-        """Blend C plans (B, C, M, D) into the policy's action (B, M, D) of each of B states.
-
-        What equals the policy's stays as it is, bit for bit.
-        """
-        return _blended(policy, plan, self.alpha, *self._form)
+    has_rotation = spec.representation in (Representation.EE_DELTA, Representation.EE_POSE)
+    gripper = spec.gripper if spec.gripper is not None and spec.gripper.binary else None
+    return Mix(
+        alpha=alpha,
+        motion=np.array(spec.motion_indices, np.int64),
+        rotation=np.array(spec.motion_indices[3:] if has_rotation else (), np.int64),
+        size=spec.dimensions,
+        gripper=gripper.index if gripper else -1,
+        gripper_rule=("winner", "policy", "nearest").index(gripper_rule),
+        is_open=gripper.open if gripper else 0.0,
+        is_closed=gripper.closed if gripper else 0.0,
+    )
 
 
 def blend(
     spec: ActionSpec, policy: Floats, plan: Floats, alpha: float, gripper_rule: str = "winner"
 ) -> Floats:
-    """Blend the searched plan into the policy's chunk, see :class:`Blender`.
+    """Blend the searched plan into the policy's chunk, see :func:`mix_of`.
 
     Args:
         spec: what the numbers mean.
@@ -66,91 +75,106 @@ def blend(
     """
     if alpha == 1.0:
         return policy.copy()
-    own = np.ascontiguousarray(policy[None, : len(plan)])
-    mixed = Blender(spec, alpha, gripper_rule)(own, np.ascontiguousarray(plan[None, None]))[0, 0]
+    own = policy[: len(plan)].reshape(1, -1)
+    mixed = blended(mix_of(spec, alpha, gripper_rule), own, plan.reshape(1, -1)).reshape(plan.shape)
     return np.concatenate([mixed, policy[len(plan) :]]) if spec.is_delta else mixed
 
 
 @numba.njit(cache=True)
-def _blended(
-    policy: Floats,
-    plan: Floats,
-    alpha: float,
-    rotation: NDArray[np.int64],
-    gripper: int,
-    rule: int,
-    is_open: float,
-    is_closed: float,
-) -> Floats:
-    blended = plan.copy()
-    nodes, count, steps, size = plan.shape
-    for b in range(nodes):
-        for k in range(count):
-            for m in range(steps):
-                own, found, mixed = policy[b, m], plan[b, k, m], blended[b, k, m]
-                for i in range(size):
-                    if found[i] != own[i]:
-                        mixed[i] = alpha * own[i] + (1.0 - alpha) * found[i]
-                turned = False
-                for i in rotation:
-                    turned = turned or found[i] != own[i]
-                if turned and alpha == 1.0:
-                    for i in rotation:
-                        mixed[i] = own[i]
-                elif turned and len(rotation) == 3 and alpha > 0.0:
-                    x, y, z = rotation
-                    mixed[x], mixed[y], mixed[z] = _rotation_vector(
-                        _between(
-                            _quaternion(found[x], found[y], found[z]),
-                            _quaternion(own[x], own[y], own[z]),
-                            alpha,
-                        )
-                    )
-                elif turned and len(rotation) == 4 and alpha > 0.0:
-                    x, y, z, w = rotation
-                    mixed[x], mixed[y], mixed[z], mixed[w] = _between(
-                        (found[x], found[y], found[z], found[w]),
-                        (own[x], own[y], own[z], own[w]),
-                        alpha,
-                    )
-                if gripper >= 0 and rule == WINNER:
-                    mixed[gripper] = found[gripper]
-                elif gripper >= 0 and rule == POLICY:
-                    mixed[gripper] = own[gripper]
-                elif gripper >= 0:
-                    opens = abs(mixed[gripper] - is_open) < abs(mixed[gripper] - is_closed)
-                    mixed[gripper] = is_open if opens else is_closed
-    return blended
+def blended(mix: Mix, policy: Floats, plans: Floats) -> Floats:
+    """Blend plans (C, L) into the policy's actions (1, L) or (C, L), L a multiple of D."""
+    mixed = plans.copy()
+    for row in range(len(plans)):
+        mix_into(mix, policy[min(row, len(policy) - 1)], mixed[row])
+    return mixed
+
+
+@numba.njit(cache=True)
+def mix_into(mix: Mix, policy: Floats, plan: Floats) -> None:
+    """Blend the policy's actions (L,) into a plan (L,) in place.
+
+    What equals the policy's stays as it is, bit for bit.
+    """
+    if mix.alpha == 0.0 and mix.gripper_rule == WINNER:
+        return
+    for first in range(0, len(plan), mix.size):
+        gripper = first + mix.gripper
+        command = plan[gripper] if mix.gripper >= 0 else 0.0
+        turned = False
+        for i in mix.rotation:
+            turned = turned or plan[first + i] != policy[first + i]
+        turn = _turn(mix, policy, plan, first) if turned else (0.0, 0.0, 0.0, 1.0)
+        for i in range(first, first + mix.size):
+            if plan[i] != policy[i]:
+                plan[i] = mix.alpha * policy[i] + (1.0 - mix.alpha) * plan[i]
+        if turned:
+            for place, i in enumerate(mix.rotation):
+                plan[first + i] = turn[place]
+        if mix.gripper >= 0:
+            if mix.gripper_rule == WINNER:
+                plan[gripper] = command
+            elif mix.gripper_rule == POLICY:
+                plan[gripper] = policy[gripper]
+            else:
+                opens = abs(plan[gripper] - mix.is_open) < abs(plan[gripper] - mix.is_closed)
+                plan[gripper] = mix.is_open if opens else mix.is_closed
+
+
+@numba.njit(cache=True)
+def _turn(mix: Mix, policy: Floats, plan: Floats, first: int) -> Quaternion:
+    """The blended rotation of the action at ``first``.
+
+    A quaternion, or a rotation vector and a number without meaning.
+    """
+    x, y, z = first + mix.rotation[0], first + mix.rotation[1], first + mix.rotation[2]
+    if len(mix.rotation) == 4:
+        w = first + mix.rotation[3]
+        return _between(
+            _unit((plan[x], plan[y], plan[z], plan[w])),
+            _unit((policy[x], policy[y], policy[z], policy[w])),
+            mix.alpha,
+        )
+    turn = _rotation_vector(
+        _between(
+            _quaternion(plan[x], plan[y], plan[z]),
+            _quaternion(policy[x], policy[y], policy[z]),
+            mix.alpha,
+        )
+    )
+    return turn[0], turn[1], turn[2], 0.0
 
 
 @numba.njit(cache=True)
 def _between(start: Quaternion, end: Quaternion, fraction: float) -> Quaternion:
-    """Unit quaternion at ``fraction`` of the shorter great arc from ``start`` to ``end``.
+    """At ``fraction`` of the shorter great arc between unit quaternions.
 
     Shoemake, "Animating rotation with quaternion curves" (1985).
     """
-    scale, other = 1.0 / _norm(start), 1.0 / _norm(end)
-    cosine = start[0] * end[0] + start[1] * end[1] + start[2] * end[2] + start[3] * end[3]
-    if cosine < 0.0:
-        other = -other
-    a, b, c, d = start[0] * scale, start[1] * scale, start[2] * scale, start[3] * scale
-    e, f, g, h = end[0] * other, end[1] * other, end[2] * other, end[3] * other
+    a, b, c, d = start
+    e, f, g, h = end
+    if a * e + b * f + c * g + d * h < 0.0:
+        e, f, g, h = -e, -f, -g, -h
     # The angle from the chord: exact for small angles, where the cosine is not.
-    angle = 2.0 * math.atan2(
-        _norm((e - a, f - b, g - c, h - d)), _norm((e + a, f + b, g + c, h + d))
-    )
-    sine = math.sin(angle)
+    chord = _norm((e - a, f - b, g - c, h - d))
+    across = _norm((e + a, f + b, g + c, h + d))
+    angle, sine = 2.0 * math.atan2(chord, across), 0.5 * chord * across
     first, second = 1.0 - fraction, fraction
     if sine >= SMALL:
         first, second = math.sin(first * angle) / sine, math.sin(second * angle) / sine
-    a, b, c, d = (
-        first * a + second * e,
-        first * b + second * f,
-        first * c + second * g,
-        first * d + second * h,
+    return _unit(
+        (
+            first * a + second * e,
+            first * b + second * f,
+            first * c + second * g,
+            first * d + second * h,
+        )
     )
-    scale = 1.0 / _norm((a, b, c, d))
-    return a * scale, b * scale, c * scale, d * scale
+
+
+@numba.njit(cache=True)
+def _unit(q: Quaternion) -> Quaternion:
+    scale = 1.0 / _norm(q)
+    return q[0] * scale, q[1] * scale, q[2] * scale, q[3] * scale
 
 
 @numba.njit(cache=True)

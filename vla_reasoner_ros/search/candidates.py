@@ -7,11 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.rotations import with_unit_quaternions
-from vla_reasoner_ros.search.base import Models, proposed
-from vla_reasoner_ros.search.blend import Blender
+from vla_reasoner_ros.search.base import Models, Proposals, proposed
+from vla_reasoner_ros.search.blend import Mix, blended, mix_into
+from vla_reasoner_ros.search.selection import Rules
+from vla_reasoner_ros.search.tree import (
+    CUT,
+    NONE,
+    PRUNED,
+    Floats,
+    Ints,
+    Tree,
+    add_edge,
+    best_edge,
+)
 from vla_reasoner_ros.types import ActionSpec
 
-Floats = NDArray[np.float64]
 POLICY = "policy"
 """The origin of every reference: the policy's own segment, or what continues it."""
 
@@ -20,29 +30,19 @@ class CandidateSource:
     """Draws candidates for batches of nodes.
 
     Args:
-        samples: draws per node.
-        branching: draws kept per node.
         macro_steps: actions on an edge, M.
-        spec: what the D numbers of an action mean. Nearness is measured in the motion alone: a
-            gripper's flip is not a distance.
-        blender: blends what was drawn into what it was drawn around; None leaves it as drawn.
+        spec: what the D numbers of an action mean.
+        mix: how what was drawn is blended into what it was drawn around before it is imagined.
 
     Attributes:
         origins: names of who drew candidates; the tree holds places in this list.
         motion: (M * D,) whether a number of a macro-action moves the arm.
+        mix: as given.
     """
 
-    def __init__(
-        self,
-        samples: int,
-        branching: int,
-        macro_steps: int,
-        spec: ActionSpec,
-        blender: Blender | None = None,
-    ) -> None:
+    def __init__(self, macro_steps: int, spec: ActionSpec, mix: Mix) -> None:
         self.origins = [POLICY]
-        self._blender = blender
-        self._samples, self._branching = samples, branching
+        self.mix = mix
         self._spec = spec
         self._shape = (macro_steps, spec.dimensions)
         mask = np.zeros(self._shape, np.bool_)
@@ -66,93 +66,139 @@ class CandidateSource:
         split = actions.reshape(*actions.shape[:-1], *self._shape)
         return with_unit_quaternions(self._spec, split).reshape(actions.shape)
 
-    def blended(self, reference: Floats, actions: Floats) -> Floats:
-        """What would be executed, where blending comes before imagining; else ``actions``.
-
-        Args:
-            reference: (B, L) the policy's own actions, L a multiple of D.
-            actions: (B, C, L).
-        """
-        if self._blender is None:
-            return actions
-        size = self._shape[1]
-        plan = np.ascontiguousarray(actions).reshape(*actions.shape[:2], -1, size)
-        own = np.ascontiguousarray(reference).reshape(len(reference), -1, size)
-        return self._blender(own, plan).reshape(actions.shape)
+    def as_executed(self, policy: Floats, plans: Floats) -> Floats:
+        """Plans (C, d, M * D) blended into the policy's (d, M * D), if that is done at this end."""
+        return blended(self.mix, policy.reshape(1, -1), plans.reshape(len(plans), -1)).reshape(
+            plans.shape
+        )
 
     def ask(
         self, models: Models, reference: Floats, count: int, rng: np.random.Generator
-    ) -> tuple[Floats, Floats, tuple[str, ...]]:
+    ) -> Proposals:
         """Draw ``count`` candidates around each of B references (B, M * D).
 
         Returns:
-            Actions (B, 1 + count, M * D) and log densities (B, 1 + count), the reference first, and
-            who drew each column.
+            As drawn, the reference first: actions (B, 1 + count, M * D).
 
         Raises:
             ModelError: the prior's answer has the wrong form or is not finite.
         """
-        answer = proposed(models, reference.reshape(-1, *self._shape), count, rng)
-        actions = np.ascontiguousarray(answer.actions, np.float64)
-        log_density = np.ascontiguousarray(answer.log_density, np.float64)
-        return actions.reshape(len(reference), 1 + count, -1), log_density, answer.origins
-
-    def draw(
-        self, models: Models, reference: Floats, scale: Floats, rng: np.random.Generator
-    ) -> tuple[Floats, Floats, NDArray[np.int16]]:
-        """Candidates of B nodes, the reference first.
-
-        Args:
-            models: whose ``candidates`` is asked once.
-            reference: (B, M * D).
-            scale: (B,) draws are moved to this share of their distance from the reference.
-            rng: the only source of randomness.
-
-        Returns:
-            Actions (B, 1 + branching, M * D) as they would be executed, log densities as they were
-            drawn, and origins (B, 1 + branching).
-
-        Raises:
-            ModelError: as :meth:`ask`.
-        """
-        actions, log_density, names = self.ask(models, reference, self._samples, rng)
-        origins = np.broadcast_to(self.identify(names), log_density.shape)
-        if (scale != 1.0).any():
-            motion = actions[:, 1:, self.motion]
-            centre = reference[:, None, self.motion]
-            actions[:, 1:, self.motion] = centre + scale[:, None, None] * (motion - centre)
-            actions = self.valid(actions)
-        if self._branching < self._samples:
-            kept = nearest(actions, np.flatnonzero(self.motion), self._branching)
-            actions = np.take_along_axis(actions, kept[:, :, None], 1)
-            log_density = np.take_along_axis(log_density, kept, 1)
-            origins = np.take_along_axis(origins, kept, 1)
-        return self.blended(reference, actions), log_density, origins
+        return proposed(models, reference.reshape(-1, *self._shape), count, rng)
 
 
 @numba.njit(cache=True)
-def nearest(actions: Floats, motion: NDArray[np.int64], keep: int) -> NDArray[np.int64]:
-    """The draws nearest to the reference, which is column 0 and comes first.
+def attach(
+    tree: Tree,
+    rules: Rules,
+    mix: Mix,
+    nodes: Ints,
+    scale: Floats,
+    actions: Floats,
+    log_density: Floats,
+    origins: NDArray[np.int16],
+) -> None:
+    """Give nodes their candidates, or more of them.
 
-    Every number of the macro-action is weighed by the spread of the node's own draws around the
-    reference, so that metres and radians count alike.
+    A node without draws takes the reference first, unless a rollout has put it there, then the
+    draws. A node that has draws gets more around its best; without that best itself, and with at
+    most its prior. Draws further than ``rules.support_floor`` nats below the best are cut off,
+    never the reference. Priors are ``density ** (1 / temperature)``, normalised among siblings.
 
     Args:
-        actions: (B, 1 + K, A).
-        motion: the places among A that are measured.
-        keep: draws kept, at most K.
+        tree: the tree.
+        rules: how many candidates are kept, and which.
+        mix: blends every draw into the reference.
+        nodes: (B,).
+        scale: (B,) draws are moved to this share of their distance from the reference.
+        actions: (B, 1 + K, M * D) references and draws.
+        log_density: (B, 1 + K), up to a constant per node.
+        origins: (1 + K,) who drew them.
+    """
+    rule = rules.numbers[0]
+    action = np.empty(actions.shape[2])
+    for row in range(len(nodes)):
+        node = nodes[row]
+        kept = nearest(mix, actions[row], rule.kept)
+        best = -np.inf
+        for column in kept:
+            best = max(best, log_density[row, column])
+        weight, begin = 1.0, min(1, tree.nodes[node].edge_count)
+        if tree.nodes[node].edge_count > 1:
+            weight = tree.edges[best_edge(tree, node, rule.discount)].prior
+        elif begin == 1:
+            tree.edges[tree.nodes[node].first_edge].prior = np.exp(
+                (log_density[row, 0] - best) / rule.prior_temperature
+            )
+        for i in range(begin, min(len(kept), begin + rule.fan - tree.nodes[node].edge_count)):
+            column = kept[i]
+            below = best - log_density[row, column] if best > -np.inf else 0.0
+            prior = weight * np.exp(-below / rule.prior_temperature)
+            action[:] = actions[row, column]
+            if i > 0:
+                _pull(mix, actions[row, 0], action, scale[row])
+                mix_into(mix, actions[row, 0], action)
+            edge = add_edge(tree, node, action, prior, origins[column])
+            if i > 0 and rule.support_floor > 0.0 and below > rule.support_floor:
+                tree.edges[edge].child = CUT
+                tree.edges[edge].prior = 0.0
+                tree.counters[PRUNED] += 1
+        _normalise(tree, node)
+
+
+@numba.njit(cache=True)
+def nearest(mix: Mix, actions: Floats, keep: int) -> NDArray[np.int64]:
+    """The draws of one node nearest to its reference, which is column 0 and comes first.
+
+    Every number that moves the arm is weighed by the spread of the node's own draws around the
+    reference, so that metres and radians count alike; a gripper's flip is not a distance.
+
+    Args:
+        mix: knows what moves the arm.
+        actions: (1 + K, M * D).
+        keep: draws kept; all of them when there are no more.
 
     Returns:
-        (B, 1 + keep) columns, nearest first.
+        (1 + keep,) columns, nearest first where not all are kept.
     """
-    nodes, columns, _ = actions.shape
-    kept = np.zeros((nodes, 1 + keep), np.int64)
-    for row in range(nodes):
-        distance = np.zeros(columns - 1)
-        for place in motion:
-            deviation = (actions[row, 1:, place] - actions[row, 0, place]) ** 2
+    columns, width = actions.shape
+    if keep >= columns - 1:
+        return np.arange(columns)
+    distance = np.zeros(columns - 1)
+    for first in range(0, width, mix.size):
+        for i in mix.motion:
+            deviation = (actions[1:, first + i] - actions[0, first + i]) ** 2
             spread = deviation.mean()
             if spread > 0.0:
                 distance += deviation / spread
-        kept[row, 1:] = 1 + np.argsort(distance, kind="mergesort")[:keep]
+    kept = np.zeros(1 + keep, np.int64)
+    kept[1:] = 1 + np.argsort(distance, kind="mergesort")[:keep]
     return kept
+
+
+@numba.njit(cache=True)
+def _pull(mix: Mix, reference: Floats, action: Floats, share: float) -> None:
+    """Move an action to a share of its distance from the reference, in place."""
+    if share == 1.0:
+        return
+    for first in range(0, len(action), mix.size):
+        for i in mix.motion:
+            centre = reference[first + i]
+            action[first + i] = centre + share * (action[first + i] - centre)
+        if len(mix.rotation) == 4:
+            square = 0.0
+            for i in mix.rotation:
+                square += action[first + i] ** 2
+            for i in mix.rotation:
+                action[first + i] /= np.sqrt(square)
+
+
+@numba.njit(cache=True)
+def _normalise(tree: Tree, node: int) -> None:
+    total, edge = 0.0, tree.nodes[node].first_edge
+    while edge != NONE:
+        total += tree.edges[edge].prior
+        edge = tree.edges[edge].sibling
+    edge = tree.nodes[node].first_edge
+    while edge != NONE:
+        tree.edges[edge].prior /= total
+        edge = tree.edges[edge].sibling

@@ -24,8 +24,9 @@ class Root:
         children: (F,) nodes; negative where nothing was imagined, or cut off.
         visits: (F,), 0 where nothing was imagined.
         values: (F,) discounted values Q; NaN where nothing was imagined.
-        errors: (F,) standard error of Q from the spread of what was backed up, with one visit's
-            worth of the root's own spread added; NaN where nothing was imagined.
+        errors: (F,) standard error of Q: that of the mean of what was backed up, with one visit's
+            worth of the root's own spread added, and the standard deviation of the value's ensemble
+            at the leaves behind Q, which are taken to err together; NaN where nothing was imagined.
         priors: (F,) normalised densities.
         origins: (F,) numbers of who drew them.
     """
@@ -69,7 +70,8 @@ def candidates_of(tree: Tree, node: int, discount: float) -> Root:
     count = np.maximum(visits, 1)
     spread = np.maximum(0.0, tree.nodes["square"][present] - tree.nodes["mean"][present] ** 2)
     common = max(0.0, tree.nodes["square"][node] - tree.nodes["mean"][node] ** 2)
-    errors = np.sqrt((count * spread + common) / (count + 1) / count)
+    ensemble = tree.nodes["spread"][present]
+    errors = np.sqrt((count * spread + common) / (count + 1) / count + ensemble**2)
     return Root(
         edges=edges,
         children=children,

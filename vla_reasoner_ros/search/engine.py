@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.search import rivals
 from vla_reasoner_ros.search.base import Models, Proposals, doubted, evaluated
-from vla_reasoner_ros.search.blend import Blender
+from vla_reasoner_ros.search.blend import mix_of
 from vla_reasoner_ros.search.budget import Budget, Stop
 from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
 from vla_reasoner_ros.search.gate import Verdict, ask
@@ -19,7 +19,6 @@ from vla_reasoner_ros.search.selection import rules_of
 from vla_reasoner_ros.search.stages import Stages
 from vla_reasoner_ros.search.tree import (
     NODES,
-    attach,
     back_up,
     edge_capacity,
     new_tree,
@@ -30,13 +29,12 @@ from vla_reasoner_ros.search.tree import (
 )
 from vla_reasoner_ros.search.wave import (
     collect,
-    descend,
-    list_leaves,
-    lower_bound,
+    expand,
+    moments,
     new_wave,
     note_doubt,
-    place,
     roll_on,
+    select,
 )
 from vla_reasoner_ros.types import ActionSpec
 
@@ -83,25 +81,11 @@ class Engine:
         self.macro_steps = macro_steps
         self.spec = spec
         width = macro_steps * spec.dimensions
-        self.source = CandidateSource(
-            parameters.drawn,
-            min(parameters.branching, parameters.drawn),
-            macro_steps,
-            spec,
-            Blender(spec, parameters.alpha, parameters.gripper_rule)
-            if parameters.blend_at == "candidates"
-            else None,
-        )
+        early = parameters.blend_at == "candidates"
+        mix = mix_of(spec, *((parameters.alpha, parameters.gripper_rule) if early else (0.0,)))
+        self.source = CandidateSource(macro_steps, spec, mix)
         self.capacity = 1 + parameters.simulations * (2 if parameters.reuse else 1)
-        if parameters.method == "tree":
-            # Cut-off candidates have no child, so that rounds of drawing are not bounded by nodes.
-            rounds = parameters.widening.enabled and parameters.support_floor == 0.0
-            edges = edge_capacity(
-                self.capacity, parameters.depth, parameters.fan, parameters.drawn if rounds else 0
-            )
-        else:
-            edges = self.capacity
-        self.tree = new_tree(self.capacity, edges, width)
+        self.tree = new_tree(self.capacity, self._edge_capacity(), width)
         self._wave = new_wave(min(parameters.wave, max(1, parameters.simulations)), width)
         self.rules = rules_of(parameters)
 
@@ -131,17 +115,18 @@ class Engine:
         """
         outcome = Outcome()
         tree, parameters = self.tree, self.parameters
-        value = lower_bound(evaluated(models, np.zeros(1, np.int64)), 0, parameters.pessimism)
+        mean, spread = moments(evaluated(models, np.zeros(1, np.int64)), 0)
+        value = mean - parameters.pessimism * spread
         if not np.isfinite(value):
             raise ModelError(f"value: the state seen now has value {value}")
         stages.lap("value")
         if keep_tree:
-            settle_root(tree, value, parameters.discount, parameters.backup == "max")
+            settle_root(tree, value, spread, parameters.discount, parameters.backup == "max")
             budget.shorten(self.capacity - int(tree.counters[NODES]))
         else:
             reset(tree)
             tree.nodes["leaf_value"][0] = value
-            back_up(tree, 0, value, parameters.discount, False)
+            back_up(tree, 0, value, spread, parameters.discount, False)
         outcome.allowed = budget.allowed
         if parameters.method == "tree":
             self._grow(models, segments, budget, rng, stages, outcome)
@@ -207,27 +192,25 @@ class Engine:
             if allowed < longest:
                 return
             before = int(tree.counters[NODES])
-            size = allowed // longest
-            made, expanding = descend(tree, rules, wave, segments, size)
+            made, expanding, leaves = select(tree, rules, wave, segments, allowed // longest)
             stages.lap("select")
             if expanding:
-                self._draw(models, expanding, rng)
-                stages.lap("prior")
-            imagined = count = place(tree, rules, wave, made)
-            stages.lap("select")
+                leaves = self._expand(models, made, expanding, rng, stages)
+            count = leaves
             while count:
                 self._imagine(models, made, count)
                 outcome.calls += 1
                 stages.lap("world_model")
-                count = roll_on(tree, rules, wave, segments, made) if parameters.rollout else 0
+                if not parameters.rollout:
+                    break
+                count, leaves = roll_on(tree, rules, wave, segments, made)
                 stages.lap("select")
-            leaves = wave.children[: list_leaves(wave, made) if parameters.rollout else imagined]
-            values = evaluated(models, leaves) if len(leaves) else _NOTHING
+            values = evaluated(models, wave.children[:leaves]) if leaves else _NOTHING
             stages.lap("value")
             again = collect(tree, rules, wave, made, values)
             stages.lap("backup")
             budget.end_wave(int(tree.counters[NODES]) - before + again)
-            if not asked and len(leaves):
+            if not asked and leaves:
                 asked = True
                 slope = (float(values[:, 0].mean()) - float(tree.nodes["leaf_value"][0])) / longest
                 outcome.verdict = ask(gate, slope, float(values[:, 0].std()))
@@ -237,18 +220,47 @@ class Engine:
                 if outcome.verdict is Verdict.SHORTEN:
                     budget.shorten(max(1, round(gate.fraction * budget.allowed)))
 
-    def _draw(self, models: Models, expanding: int, rng: np.random.Generator) -> None:
-        """Give the wave's nodes their candidates."""
-        wave, parameters = self._wave, self.parameters
-        drawn = self.source.draw(models, wave.reference[:expanding], wave.scale[:expanding], rng)
-        attach(
+    def _expand(
+        self,
+        models: Models,
+        made: int,
+        expanding: int,
+        rng: np.random.Generator,
+        stages: Stages,
+    ) -> int:
+        """Give the wave's nodes their candidates; returns how many states are to be imagined."""
+        wave, source = self._wave, self.source
+        drawn = source.ask(models, wave.reference[:expanding], self.parameters.drawn, rng)
+        stages.lap("prior")
+        leaves = expand(
             self.tree,
-            wave.expand[:expanding],
-            *drawn,
+            self.rules,
+            wave,
+            source.mix,
+            drawn.actions,
+            drawn.log_density,
+            source.identify(drawn.origins),
+            made,
+        )
+        stages.lap("select")
+        return leaves
+
+    def _edge_capacity(self) -> int:
+        """Edges that the tree can need, see :func:`edge_capacity`."""
+        parameters = self.parameters
+        if parameters.method != "tree":
+            return self.capacity
+        # Cut-off candidates have no child, so that rounds of drawing are not bounded by nodes.
+        by_nodes = parameters.support_floor == 0.0
+        return edge_capacity(
+            self.capacity,
+            parameters.depth,
             parameters.fan,
-            parameters.prior_temperature,
-            parameters.support_floor,
-            parameters.discount,
+            parameters.drawn if parameters.widening.enabled and by_nodes else 0,
+            exhaustive=by_nodes
+            and parameters.selection != "gumbel"
+            and parameters.first_play == "try_all"
+            and not (parameters.widening.enabled or parameters.rollout or parameters.reuse),
         )
 
     def _imagine(self, models: Models, made: int, count: int) -> None:

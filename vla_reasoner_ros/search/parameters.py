@@ -251,7 +251,10 @@ class SearchParameters:
         choices=("visits", "value", "lower_bound"),
     )
     bound_width: float = parameter(
-        1.0, "Standard errors below the value, for decision lower_bound.", minimum=0.0
+        1.0,
+        "Standard errors below the value, for decision lower_bound: of what was backed up, and of "
+        "the value's ensemble at the leaves.",
+        minimum=0.0,
     )
     margin: float = parameter(
         0.0,
@@ -353,7 +356,8 @@ class SearchParameters:
 
         Raises:
             ConfigurationError: a macro-action or the executed actions do not fit into the chunk,
-                or the depth goes past the chunk and the reach.
+                the depth goes past the chunk and the reach, or what is imagined for the next
+                decision is not what is executed until then.
         """
         segments = horizon // macro_steps
         if segments < 1:
@@ -370,4 +374,11 @@ class SearchParameters:
             raise ConfigurationError(
                 f"parameter executed: expected at most {min(horizon, self.depth * macro_steps)} "
                 f"(chunk {horizon}, imagined {self.depth} x {macro_steps}), got {self.executed}"
+            )
+        if (self.reuse or self.drift.threshold > 0.0) and self.executed != macro_steps:
+            name = "reuse" if self.reuse else "drift.threshold"
+            raise ConfigurationError(
+                f"parameter {name}: compares the state after one macro-action with the next one "
+                f"seen; expected executed = {macro_steps}, as many actions as are imagined per "
+                f"edge, got {self.executed}"
             )

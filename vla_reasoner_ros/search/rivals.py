@@ -28,7 +28,7 @@ from vla_reasoner_ros.search.tree import (
     cut_off,
     new_node,
 )
-from vla_reasoner_ros.search.wave import lower_bound
+from vla_reasoner_ros.search.wave import moments
 from vla_reasoner_ros.types import ActionSpec
 
 Floats = NDArray[np.float64]
@@ -102,9 +102,7 @@ class Rollouts:
         depth, wave = self.parameters.depth, self.parameters.wave
         scores: list[float] = []
         identifiers = self.source.identify(origins)
-        own = self.policy_sequence().reshape(1, -1)
-        flat = sequences.reshape(1, len(sequences), -1)
-        sequences = self.source.blended(own, flat).reshape(sequences.shape)
+        sequences = self.source.as_executed(self.policy_sequence(), sequences)
         while len(scores) < len(sequences):
             group = slice(len(scores), min(len(scores) + wave, len(sequences)))
             allowed = self._budget.begin_wave((group.stop - group.start) * depth) // depth
@@ -116,9 +114,9 @@ class Rollouts:
         return np.array(scores)
 
     def _ask(self, reference: Floats, count: int) -> tuple[Floats, tuple[str, ...]]:
-        actions, _, origins = self.source.ask(self._models, reference, count, self.rng)
+        drawn = self.source.ask(self._models, reference, count, self.rng)
         self._stages.lap("prior")
-        return actions, origins
+        return drawn.actions, drawn.origins
 
     def _imagine(self, sequences: Floats, origins: NDArray[np.int16]) -> list[float]:
         count, depth, _ = sequences.shape
@@ -138,20 +136,20 @@ class Rollouts:
         values = evaluated(self._models, children)
         self._stages.lap("value")
         scores = [
-            self._settle(int(leaf), lower_bound(values, i, self.parameters.pessimism), doubt[i])
-            for i, leaf in enumerate(leaves)
+            self._settle(int(leaf), *moments(values, i), doubt[i]) for i, leaf in enumerate(leaves)
         ]
         self._stages.lap("backup")
         return scores
 
-    def _settle(self, leaf: int, value: float, doubt: float) -> float:
-        limit = self.parameters.uncertainty_limit
+    def _settle(self, leaf: int, mean: float, spread: float, doubt: float) -> float:
+        parameters = self.parameters
+        value, limit = mean - parameters.pessimism * spread, parameters.uncertainty_limit
         supported = limit == 0.0 or doubt <= limit
         if not (math.isfinite(value) and math.isfinite(doubt) and supported):
             cut_chain(self._tree, leaf)
             return -math.inf
         settle_chain(self._tree, leaf, value)
-        back_up(self._tree, leaf, value, self.parameters.discount, self.parameters.backup == "max")
+        back_up(self._tree, leaf, value, spread, parameters.discount, parameters.backup == "max")
         return value
 
 

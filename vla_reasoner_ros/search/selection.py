@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.search.parameters import SearchParameters
-from vla_reasoner_ros.search.tree import NONE, WAVE, Tree, best_edge, edges_of
+from vla_reasoner_ros.search.tree import NONE, WAVE, Records, Tree, best_edge, edges_of
 
 UCB, PUCT, GUMBEL = range(3)
 TRY_ALL, PARENT, CONSTANT = range(3)
@@ -18,58 +18,67 @@ SMALLEST_PRIOR = 1e-30
 """Keeps the logarithm of a prior finite."""
 
 
-class Rules(NamedTuple):
-    """The parameters of the search as the compiled kernels take them; see SearchParameters."""
+RULE = np.dtype(
+    [
+        ("selection", np.int32),
+        ("first_play", np.int32),
+        ("depth", np.int32),
+        ("fan", np.int32),
+        ("drawn", np.int32),
+        ("kept", np.int32),
+        ("normalise", np.bool_),
+        ("widening", np.bool_),
+        ("rollout", np.bool_),
+        ("best_child", np.bool_),
+        ("exploration", np.float64),
+        ("first_play_value", np.float64),
+        ("value_resolution", np.float64),
+        ("virtual_loss", np.float64),
+        ("widening_factor", np.float64),
+        ("widening_exponent", np.float64),
+        ("widening_shrink", np.float64),
+        ("visit_offset", np.float64),
+        ("value_scale", np.float64),
+        ("discount", np.float64),
+        ("pessimism", np.float64),
+        ("prior_temperature", np.float64),
+        ("support_floor", np.float64),  # 0 is off
+        ("uncertainty_limit", np.float64),  # 0 is off
+    ],
+    align=True,
+)
 
-    selection: int
-    exploration: float
-    first_play: int
-    first_play_value: float
-    normalise: bool
-    value_resolution: float
-    virtual_loss: float
-    widening: bool
-    widening_factor: float
-    widening_exponent: float
-    widening_shrink: float
-    visit_offset: float
-    value_scale: float
-    depth: int
-    rollout: bool
-    discount: float
-    best_child: bool
-    pessimism: float
-    uncertainty_limit: float  # 0 is off
-    fan: int
-    drawn: int
+
+class Rules(NamedTuple):
+    """The parameters of the search as the compiled kernels take them; see SearchParameters.
+
+    One record instead of many arguments: a kernel's call costs by the number of its arguments.
+    """
+
+    numbers: Records  # (1,) of RULE
     noise: NDArray[np.float64]  # (F,) Gumbel noise of the root's candidates
     schedule: NDArray[np.int32]  # (S,) visits that the s-th simulation's root child has had
 
 
 def rules_of(parameters: SearchParameters) -> Rules:
     """Translate the parameters."""
+    numbers = np.zeros(1, RULE)
+    values = {
+        "selection": ("ucb", "puct", "gumbel").index(parameters.selection),
+        "first_play": ("try_all", "parent", "constant").index(parameters.first_play),
+        "kept": min(parameters.branching, parameters.drawn),
+        "widening": parameters.widening.enabled,
+        "widening_factor": parameters.widening.factor,
+        "widening_exponent": parameters.widening.exponent,
+        "widening_shrink": parameters.widening.shrink,
+        "visit_offset": parameters.gumbel.visit_offset,
+        "value_scale": parameters.gumbel.value_scale,
+        "best_child": parameters.backup == "max",
+    }
+    for name in numbers.dtype.names or ():
+        numbers[name] = values[name] if name in values else getattr(parameters, name)
     return Rules(
-        selection=("ucb", "puct", "gumbel").index(parameters.selection),
-        exploration=parameters.exploration,
-        first_play=("try_all", "parent", "constant").index(parameters.first_play),
-        first_play_value=parameters.first_play_value,
-        normalise=parameters.normalise,
-        value_resolution=parameters.value_resolution,
-        virtual_loss=parameters.virtual_loss,
-        widening=parameters.widening.enabled,
-        widening_factor=parameters.widening.factor,
-        widening_exponent=parameters.widening.exponent,
-        widening_shrink=parameters.widening.shrink,
-        visit_offset=parameters.gumbel.visit_offset,
-        value_scale=parameters.gumbel.value_scale,
-        depth=parameters.depth,
-        rollout=parameters.rollout,
-        discount=parameters.discount,
-        best_child=parameters.backup == "max",
-        pessimism=parameters.pessimism,
-        uncertainty_limit=parameters.uncertainty_limit,
-        fan=parameters.fan,
-        drawn=parameters.drawn,
+        numbers=numbers,
         noise=np.zeros(parameters.fan),
         schedule=halving_schedule(
             min(parameters.gumbel.considered, parameters.fan),
@@ -106,18 +115,19 @@ def halving_schedule(considered: int, simulations: int) -> NDArray[np.int32]:
 @numba.njit(cache=True)
 def wants_candidates(tree: Tree, rules: Rules, node: int) -> bool:
     """Whether an expanded node has tried all its candidates and its visits allow for more."""
+    rule = rules.numbers[0]
     count = tree.nodes[node].edge_count
-    if not rules.widening or count >= rules.fan:
+    if not rule.widening or count >= rule.fan:
         return False
     visits = tree.nodes[node].visits + tree.nodes[node].in_flight
-    if count >= rules.widening_factor * visits**rules.widening_exponent:
+    if count >= rule.widening_factor * visits**rule.widening_exponent:
         return False
     edge = tree.nodes[node].first_edge
     while edge != NONE:
         if tree.edges[edge].child == NONE:
             return False
         edge = tree.edges[edge].sibling
-    return best_edge(tree, node, rules.discount) != NONE
+    return best_edge(tree, node, rule.discount) != NONE
 
 
 @numba.njit(cache=True)
@@ -129,39 +139,48 @@ def choose(tree: Tree, rules: Rules, node: int, untried: bool = False) -> int:
     The root's first candidate, the policy's own, comes before all others: it is always scored.
     Ties go to the first.
     """
+    rule = rules.numbers[0]
     first = tree.nodes[node].first_edge
     if node == 0 and _is_open(tree, first) and _visits(tree, first) == 0:
         return first
-    if rules.selection == GUMBEL:
+    if rule.selection == GUMBEL:
         return _choose_gumbel(tree, rules, node, untried)
-    low, span = 0.0, 1.0
-    if rules.normalise:
-        low, span = tree.bounds[0], max(tree.bounds[1] - tree.bounds[0], rules.value_resolution)
-    unseen = rules.first_play_value
-    if rules.first_play != CONSTANT:
-        unseen = (tree.nodes[node].value - low) / span - rules.first_play_value
+    low, scale = 0.0, 1.0
+    if rule.normalise:
+        low = tree.bounds[0]
+        scale = 1.0 / max(tree.bounds[1] - low, rule.value_resolution)
+    unseen = rule.first_play_value
+    if rule.first_play != CONSTANT:
+        unseen = (tree.nodes[node].value - low) * scale - rule.first_play_value
     visits = tree.nodes[node].visits + tree.nodes[node].in_flight
-    root, logarithm = math.sqrt(visits), math.log(1.0 + visits)
+    bonus, logarithm = rule.exploration * math.sqrt(visits), 0.0
+    if rule.selection == UCB:
+        logarithm = math.log(1.0 + visits)
     best, best_score, edge = NONE, -np.inf, first
     while edge != NONE:
-        here = tree.edges[edge]
-        child, prior = here.child, here.prior
-        if (child == NONE or not untried) and _is_open(tree, edge):
-            tried, value = 0, unseen
-            if child != NONE:
-                state = tree.nodes[child]
-                tried = state.visits + state.in_flight
-                value = (rules.discount * state.value - low) / span
-                value -= rules.virtual_loss * state.in_flight / tried
-            if tried == 0 and rules.first_play == TRY_ALL:
+        child, prior = tree.edges[edge].child, tree.edges[edge].prior
+        here, edge = edge, tree.edges[edge].sibling
+        if child == NONE:
+            if rule.first_play == TRY_ALL:
                 score = 1e12 * (1.0 + prior)
-            elif rules.selection == UCB:
-                score = value + rules.exploration * math.sqrt(logarithm / (1.0 + visits * prior))
+            elif rule.selection == UCB:
+                score = unseen + rule.exploration * math.sqrt(logarithm / (1.0 + visits * prior))
             else:
-                score = value + rules.exploration * prior * root / (1.0 + tried)
-            if score > best_score:
-                best, best_score = edge, score
-        edge = here.sibling
+                score = unseen + bonus * prior
+        elif untried or not _is_free(tree, child):
+            continue
+        else:
+            flying = tree.nodes[child].in_flight
+            tried = tree.nodes[child].visits + flying
+            value = (rule.discount * tree.nodes[child].value - low) * scale
+            if flying:
+                value -= rule.virtual_loss * flying / tried
+            if rule.selection == UCB:
+                score = value + rule.exploration * math.sqrt(logarithm / (1.0 + visits * prior))
+            else:
+                score = value + bonus * prior / (1.0 + tried)
+        if score > best_score:
+            best, best_score = here, score
     return best
 
 
@@ -172,6 +191,7 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
     Edges without a visit are completed by the mean of the node's own value and the prior-weighted
     mean of its visited children; values are scaled by the smallest and largest among the edges.
     """
+    rule = rules.numbers[0]
     edges = edges_of(tree, node)
     visits, mass, weighted, most = 0, 0.0, 0.0, 0
     for edge in edges:
@@ -180,7 +200,7 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
             visits += tree.nodes[child].visits
             most = max(most, tree.nodes[child].visits)
             mass += tree.edges[edge].prior
-            weighted += tree.edges[edge].prior * rules.discount * tree.nodes[child].value
+            weighted += tree.edges[edge].prior * rule.discount * tree.nodes[child].value
     completion = tree.nodes[node].leaf_value
     if mass > 0.0:
         completion = (completion + visits * weighted / mass) / (1.0 + visits)
@@ -188,11 +208,11 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
     for i, edge in enumerate(edges):
         child = tree.edges[edge].child
         seen = child >= 0 and tree.nodes[child].visits > 0
-        scores[i] = rules.discount * tree.nodes[child].value if seen else completion
+        scores[i] = rule.discount * tree.nodes[child].value if seen else completion
     low, high = scores.min(), scores.max()
-    weight = (rules.visit_offset + most) * rules.value_scale
+    weight = (rule.visit_offset + most) * rule.value_scale
     for i, edge in enumerate(edges):
-        value = (scores[i] - low) / max(high - low, rules.value_resolution)
+        value = (scores[i] - low) / max(high - low, rule.value_resolution)
         log_prior = math.log(max(float(tree.edges[edge].prior), SMALLEST_PRIOR))
         scores[i] = log_prior + weight * value
     return scores
@@ -228,8 +248,12 @@ def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
 @numba.njit(cache=True)
 def _is_open(tree: Tree, edge: int) -> bool:
     child = tree.edges[edge].child
-    if child == NONE:
-        return True
+    return child == NONE or _is_free(tree, child)
+
+
+@numba.njit(cache=True)
+def _is_free(tree: Tree, child: int) -> bool:
+    """Whether a child, or CUT, can be descended to in this wave."""
     if child < 0 or tree.nodes[child].visits == 0:
         return False
     return tree.nodes[child].blocked != tree.counters[WAVE]

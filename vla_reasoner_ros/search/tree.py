@@ -23,6 +23,7 @@ NODES, EDGES, WAVE, PRUNED, LEAVES, DEPTHS = range(6)
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.floating[Any]]
 Records = NDArray[Any]
 
 
@@ -42,6 +43,7 @@ NODE = np.dtype(
         ("mean", np.float64),  # of what was backed up
         ("square", np.float64),  # its mean square
         ("leaf_value", np.float64),  # what the value model said when the node was made
+        ("spread", np.float64),  # standard deviation of the value's ensemble behind ``value``
     ],
     align=True,
 )
@@ -70,7 +72,7 @@ class Tree(NamedTuple):
     bounds: Floats  # (2,) smallest and largest value so far
 
 
-NODE_FIELDS = ("visits", "value", "mean", "square", "leaf_value")
+NODE_FIELDS = ("visits", "value", "mean", "square", "leaf_value", "spread")
 EDGE_FIELDS = ("prior", "origin")
 """What stays as it is when a subtree becomes the tree."""
 
@@ -88,7 +90,9 @@ def new_tree(nodes: int, edges: int, width: int) -> Tree:
     return tree
 
 
-def edge_capacity(nodes: int, depth: int, fan: int, drawn: int = 0) -> int:
+def edge_capacity(
+    nodes: int, depth: int, fan: int, drawn: int = 0, exhaustive: bool = False
+) -> int:
     """Edges that a tree can need.
 
     Nodes at the depth limit are not expanded, and every expanded node has a child. So of the
@@ -96,11 +100,16 @@ def edge_capacity(nodes: int, depth: int, fan: int, drawn: int = 0) -> int:
     ``fan ** i``. Each has at most ``fan`` edges; if candidates are only drawn once all others have
     been tried, at most ``1 + drawn`` without a child.
 
+    If moreover no node is expanded before all its siblings exist, then P expanded nodes with
+    expanded children have ``fan P`` children, E - 1 of them expanded, and the other E - P expanded
+    nodes have one child each: ``E - 1 <= fan P`` and ``1 + fan P + E - P <= nodes``.
+
     Args:
         nodes: capacity N.
         depth: limit of the depth.
         fan: candidates that a node may have.
         drawn: candidates drawn at once, if a node draws again when all have been tried; else 0.
+        exhaustive: every candidate of a node is tried before any twice, without rollouts.
     """
     inner, level = 1, 1
     for _ in range(1, depth):
@@ -109,6 +118,8 @@ def edge_capacity(nodes: int, depth: int, fan: int, drawn: int = 0) -> int:
         if inner >= nodes:
             break
     expanded = min(inner, 1 + (nodes - 1) * (depth - 1) // depth)
+    if exhaustive:
+        expanded = min(expanded, 1 + max(0, fan * (nodes - 2) // (2 * fan - 1)))
     if drawn:
         return min(expanded * fan, nodes - 1 + expanded * (1 + drawn))
     return expanded * fan
@@ -146,12 +157,13 @@ def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
     tree.nodes[node].mean = 0.0
     tree.nodes[node].square = 0.0
     tree.nodes[node].leaf_value = 0.0
+    tree.nodes[node].spread = 0.0
     return node
 
 
 @numba.njit(cache=True)
-def add_edge(tree: Tree, node: int, action: NDArray[np.float32], prior: float, origin: int) -> int:
-    """Give a node one more candidate; returns its edge."""
+def add_edge(tree: Tree, node: int, action: Numbers, prior: float, origin: int) -> int:
+    """Give a node one more candidate (A,); returns its edge."""
     edge = tree.counters[EDGES]
     tree.counters[EDGES] = edge + 1
     if tree.nodes[node].first_edge == NONE:
@@ -162,7 +174,8 @@ def add_edge(tree: Tree, node: int, action: NDArray[np.float32], prior: float, o
     tree.nodes[node].edge_count += 1
     tree.edges[edge].sibling = NONE
     tree.edges[edge].child = NONE
-    tree.action[edge] = action
+    for i in range(len(action)):
+        tree.action[edge, i] = action[i]
     tree.edges[edge].prior = prior
     tree.edges[edge].origin = origin
     return edge
@@ -180,97 +193,62 @@ def edges_of(tree: Tree, node: int) -> Ints:
 
 
 @numba.njit(cache=True)
-def attach(
-    tree: Tree,
-    nodes: Ints,
-    actions: Floats,
-    log_density: Floats,
-    origins: NDArray[np.int16],
-    fan: int,
-    temperature: float,
-    support_floor: float,
-    discount: float,
+def back_up(
+    tree: Tree, leaf: int, value: float, spread: float, discount: float, best_child: bool
 ) -> None:
-    """Give nodes their candidates, or more of them.
-
-    A node without draws takes the reference first, unless a rollout has put it there, then the
-    draws. A node that has draws gets more around its best; without that best itself, and with at
-    most its prior.
-
-    Args:
-        tree: the tree.
-        nodes: (B,).
-        actions: (B, 1 + K, A) references and draws.
-        log_density: (B, 1 + K), up to a constant per node.
-        origins: (B, 1 + K) who drew them.
-        fan: candidates that a node may have.
-        temperature: priors are ``density ** (1 / temperature)``, normalised among siblings.
-        support_floor: draws this many nats below the best are cut off, never the reference; 0 cuts
-            none.
-        discount: factor per edge.
-    """
-    for row in range(len(nodes)):
-        node = nodes[row]
-        best = log_density[row].max()
-        weight, begin = 1.0, min(1, tree.nodes[node].edge_count)
-        if tree.nodes[node].edge_count > 1:
-            weight = tree.edges[best_edge(tree, node, discount)].prior
-        elif begin == 1:
-            tree.edges[tree.nodes[node].first_edge].prior = np.exp(
-                (log_density[row, 0] - best) / temperature
-            )
-        for i in range(begin, min(actions.shape[1], begin + fan - tree.nodes[node].edge_count)):
-            below = best - log_density[row, i] if best > -np.inf else 0.0
-            prior = weight * np.exp(-below / temperature)
-            edge = add_edge(tree, node, actions[row, i].astype(np.float32), prior, origins[row, i])
-            if i > 0 and support_floor > 0.0 and below > support_floor:
-                tree.edges[edge].child = CUT
-                tree.edges[edge].prior = 0.0
-                tree.counters[PRUNED] += 1
-        _normalise(tree, node)
-
-
-@numba.njit(cache=True)
-def _normalise(tree: Tree, node: int) -> None:
-    total, edge = 0.0, tree.nodes[node].first_edge
-    while edge != NONE:
-        total += tree.edges[edge].prior
-        edge = tree.edges[edge].sibling
-    edge = tree.nodes[node].first_edge
-    while edge != NONE:
-        tree.edges[edge].prior /= total
-        edge = tree.edges[edge].sibling
-
-
-@numba.njit(cache=True)
-def back_up(tree: Tree, leaf: int, value: float, discount: float, best_child: bool) -> None:
     """Carry a leaf's value to the root and count the visit.
 
     Args:
         tree: the tree.
         leaf: where the value was found.
         value: V(leaf).
+        spread: standard deviation of the value's ensemble at the leaf.
         discount: factor per edge.
         best_child: a node is worth its best child, not the mean of what was backed up through it.
     """
-    node = leaf
+    node, child, before = leaf, NONE, 0.0
     while node != NONE:
         visits = tree.nodes[node].visits + 1
+        worth, known = tree.nodes[node].value, tree.nodes[node].visits > 0
         tree.nodes[node].visits = visits
         tree.nodes[node].mean += (value - tree.nodes[node].mean) / visits
         tree.nodes[node].square += (value * value - tree.nodes[node].square) / visits
-        if best_child and node != leaf:
-            tree.nodes[node].value = (
-                discount * tree.nodes[tree.edges[best_edge(tree, node, discount)].child].value
-            )
+        if best_child and child != NONE:
+            _take_best(tree, node, child, before, discount)
         else:
             tree.nodes[node].value = tree.nodes[node].mean
+            tree.nodes[node].spread += (spread - tree.nodes[node].spread) / visits
         tree.bounds[0] = min(tree.bounds[0], tree.nodes[node].value)
         tree.bounds[1] = max(tree.bounds[1], tree.nodes[node].value)
         value *= discount
-        node = tree.nodes[node].parent
+        spread *= discount
+        node, child, before = tree.nodes[node].parent, node, worth if known else np.nan
     tree.counters[LEAVES] += 1
     tree.counters[DEPTHS] += tree.nodes[leaf].depth
+
+
+@numba.njit(cache=True)
+def _take_best(tree: Tree, node: int, child: int, before: float, discount: float) -> None:
+    """Make a node worth its best child after one child has changed.
+
+    The other children need a look only where the changed one is new or was the best.
+
+    Args:
+        tree: the tree.
+        node: the parent.
+        child: the child that has changed.
+        before: its value before; NaN for a new one.
+        discount: factor per edge.
+    """
+    value = discount * tree.nodes[child].value
+    was_other = discount * before < tree.nodes[node].value
+    if not was_other:
+        child = tree.edges[best_edge(tree, node, discount)].child
+        value = discount * tree.nodes[child].value
+    elif value <= tree.nodes[node].value:
+        return
+    tree.nodes[node].value = value
+    tree.nodes[node].spread = discount * tree.nodes[child].spread
 
 
 @numba.njit(cache=True)
@@ -402,7 +380,7 @@ def re_root(
     return kept.astype(np.int64), np.arange(1, 1 + len(kept), dtype=np.int64)
 
 
-def settle_root(tree: Tree, value: float, discount: float, best_child: bool) -> None:
+def settle_root(tree: Tree, value: float, spread: float, discount: float, best_child: bool) -> None:
     """Evaluate the root of a kept tree: its own value and its children's, weighted by visits."""
     children = tree.edges["child"][edges_of(tree, 0)]
     children = children[children >= 0]
@@ -414,6 +392,11 @@ def settle_root(tree: Tree, value: float, discount: float, best_child: bool) -> 
     tree.nodes["square"][0] = (
         value**2 + visits @ (discount**2 * tree.nodes["square"][children])
     ) / total
-    tree.nodes["value"][0] = values.max() if best_child and len(children) else tree.nodes["mean"][0]
+    spreads = discount * tree.nodes["spread"][children]
+    if best_child and len(children):
+        tree.nodes["value"][0], tree.nodes["spread"][0] = values.max(), spreads[values.argmax()]
+    else:
+        tree.nodes["value"][0] = tree.nodes["mean"][0]
+        tree.nodes["spread"][0] = (spread + visits @ spreads) / total
     seen: Floats = tree.nodes["value"][: tree.counters[NODES]]
     tree.bounds[0], tree.bounds[1] = float(np.min(seen)), float(np.max(seen))

@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.search.blend import Mix
+from vla_reasoner_ros.search.candidates import attach
 from vla_reasoner_ros.search.selection import Rules, choose, wants_candidates
 from vla_reasoner_ros.search.tree import (
     CUT,
@@ -73,27 +75,171 @@ def new_wave(size: int, width: int) -> Wave:
 
 
 @numba.njit(cache=True)
-def descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -> tuple[int, int]:
-    """Send at most ``size`` descents from the root.
+def select(
+    tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int
+) -> tuple[int, int, int]:
+    """Send at most ``size`` descents from the root, and list the states to imagine.
 
     Args:
         tree: the tree; its root has been evaluated.
         rules: how to choose.
-        wave: buffers; leaf, kind, expand, reference and scale are written.
+        wave: buffers; all are written.
         segments: (S, A) the policy's own macro-actions, the references at depth 0 to S - 1; a
             deeper node's reference is the action that led to it.
         size: descents to start.
 
     Returns:
-        Descents made, fewer than ``size`` when nothing more is free, and nodes to expand.
+        Descents made, fewer than ``size`` when nothing more is free; nodes that need candidates;
+        and, when there are none of these, the number B of states to imagine.
     """
+    made, expanding = _descend(tree, rules, wave, segments, size)
+    return made, expanding, 0 if expanding else _place(tree, rules, wave, made)
+
+
+@numba.njit(cache=True)
+def expand(
+    tree: Tree,
+    rules: Rules,
+    wave: Wave,
+    mix: Mix,
+    actions: Floats,
+    log_density: Floats,
+    origins: NDArray[np.int16],
+    made: int,
+) -> int:
+    """Give the wave's nodes their candidates, and list the states to imagine.
+
+    Args:
+        tree: the tree.
+        rules: how to choose.
+        wave: buffers; leaf, kind, parents, children and actions are written.
+        mix: blends every draw into its reference.
+        actions: (E, 1 + K, A) references and draws of the E nodes that need them.
+        log_density: (E, 1 + K), up to a constant per node.
+        origins: (1 + K,) who drew them.
+        made: descents of the wave.
+
+    Returns:
+        The number B of states to imagine.
+    """
+    count = len(actions)
+    attach(tree, rules, mix, wave.expand[:count], wave.scale[:count], actions, log_density, origins)
+    return _place(tree, rules, wave, made)
+
+
+@numba.njit(cache=True)
+def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int) -> tuple[int, int]:
+    """Lengthen the wave's new leaves above the depth limit by their reference macro-action.
+
+    Args:
+        tree: the tree.
+        rules: the depth limit.
+        wave: buffers; leaf, parents, children and actions are written, or, where nothing is left
+            to imagine, the leaves to ``children``.
+        segments: (S, A) as in :func:`select`.
+        made: descents of the wave.
+
+    Returns:
+        The number B of states to imagine, and of leaves where there are none of these.
+    """
+    count, leaves = 0, 0
+    for i in range(made):
+        node = wave.descents[i].leaf
+        if wave.descents[i].kind != NEW or tree.nodes[node].depth >= rules.numbers[0].depth:
+            continue
+        action = _reference(tree, segments, node)
+        edge = add_edge(tree, node, action, 1.0, tree.edges[0].origin)
+        wave.descents[i].leaf = _imagine(tree, node, edge)
+        tree.nodes[wave.descents[i].leaf].in_flight = 1
+        _list(tree, wave, i, count)
+        count += 1
+    if count == 0:
+        for i in range(made):
+            if wave.descents[i].kind == NEW:
+                wave.children[leaves] = wave.descents[i].leaf
+                leaves += 1
+    return count, leaves
+
+
+@numba.njit(cache=True)
+def note_doubt(wave: Wave, leaves: NDArray[np.int64], made: int, uncertainty: Floats) -> None:
+    """Remember the uncertainty (B,) about states (B,) that were just imagined."""
+    column = 0
+    for i in range(made):
+        if (
+            column < len(leaves)
+            and wave.descents[i].kind == NEW
+            and wave.descents[i].leaf == leaves[column]
+        ):
+            doubt = uncertainty[column]
+            wave.descents[i].doubt = max(wave.descents[i].doubt, doubt) if doubt == doubt else doubt
+            column += 1
+
+
+@numba.njit(cache=True)
+def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> int:
+    """Back up a wave, cutting off the states that must not be used.
+
+    Args:
+        tree: the tree.
+        rules: discount, backup, pessimism and the limit of uncertainty.
+        wave: the wave's leaves.
+        made: descents of the wave.
+        values: (K, B) values of the new leaves, one row per member of the ensemble.
+
+    Returns:
+        Values backed up again, without imagining anything.
+    """
+    rule = rules.numbers[0]
+    column, again = 0, 0
+    for i in range(made):
+        kind, leaf = wave.descents[i].kind, wave.descents[i].leaf
+        if kind == DROPPED:
+            continue
+        mark_path(tree, leaf, -1)
+        if kind == AGAIN:
+            again += 1
+            known = tree.nodes[leaf]
+            back_up(tree, leaf, known.leaf_value, known.spread, rule.discount, rule.best_child)
+            continue
+        mean, spread = moments(values, column)
+        value, doubt = mean - rule.pessimism * spread, wave.descents[i].doubt
+        column += 1
+        unsupported = rule.uncertainty_limit > 0.0 and doubt > rule.uncertainty_limit
+        if not (math.isfinite(value) and math.isfinite(doubt)) or unsupported:
+            cut_off(tree, wave.descents[i].top)
+            continue
+        back_up(tree, leaf, value, spread, rule.discount, rule.best_child)
+        node = leaf
+        while node != tree.nodes[wave.descents[i].top].parent:
+            tree.nodes[node].leaf_value = tree.nodes[node].value
+            node = tree.nodes[node].parent
+    return again
+
+
+@numba.njit(cache=True)
+def moments(values: Floats, column: int) -> tuple[float, float]:
+    """Mean and standard deviation of one column of an ensemble's (K, B) values."""
+    members = len(values)
+    mean, square = 0.0, 0.0
+    for k in range(members):
+        mean += values[k, column] / members
+    for k in range(members):
+        square += (values[k, column] - mean) ** 2 / members
+    return mean, math.sqrt(square)
+
+
+@numba.njit(cache=True)
+def _descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -> tuple[int, int]:
+    """Send descents down; returns how many were made, and nodes that need candidates."""
     tree.counters[WAVE] += 1
+    depth = rules.numbers[0].depth
     made, expanding = 0, 0
     while made < size:
         node = 0
         kind = NONE
         while kind == NONE:
-            if tree.nodes[node].depth >= rules.depth:
+            if tree.nodes[node].depth >= depth:
                 kind = AGAIN
             elif _can_wait(tree, rules, node):
                 if tree.nodes[node].waiting == 0:
@@ -120,28 +266,15 @@ def descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -
                 break
             continue
         mark_path(tree, node, 1)
-        wave.descents[made].leaf, wave.descents[made].top, wave.descents[made].kind = (
-            node,
-            node,
-            kind,
-        )
+        descent = wave.descents[made]
+        descent.leaf, descent.top, descent.kind = node, node, kind
         made += 1
     return made, expanding
 
 
 @numba.njit(cache=True)
-def place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
-    """Let the waiting descents go on to a candidate, and list the states to imagine.
-
-    Args:
-        tree: the tree; the nodes to expand have their candidates.
-        rules: how to choose.
-        wave: buffers; parents, children and actions are written.
-        made: descents of the wave.
-
-    Returns:
-        The number B of states to imagine.
-    """
+def _place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
+    """Let waiting descents go on to a candidate; returns the number of states to imagine."""
     count = 0
     for i in range(made):
         if wave.descents[i].kind == WAITING:
@@ -157,132 +290,32 @@ def place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
             mark_path(tree, wave.descents[i].leaf, 1)
         if wave.descents[i].kind == NEW:
             wave.descents[i].doubt = 0.0
-            count += _list(tree, wave, i, count)
-    return count
-
-
-@numba.njit(cache=True)
-def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int) -> int:
-    """Lengthen the wave's new leaves above the depth limit by their reference macro-action.
-
-    Args:
-        tree: the tree.
-        rules: the depth limit.
-        wave: buffers; leaf, parents, children and actions are written.
-        segments: (S, A) as in :func:`descend`.
-        made: descents of the wave.
-
-    Returns:
-        The number B of states to imagine.
-    """
-    count = 0
-    for i in range(made):
-        node = wave.descents[i].leaf
-        if wave.descents[i].kind != NEW or tree.nodes[node].depth >= rules.depth:
-            continue
-        action = _reference(tree, segments, node)
-        edge = add_edge(tree, node, action.astype(np.float32), 1.0, tree.edges[0].origin)
-        wave.descents[i].leaf = _imagine(tree, node, edge)
-        tree.nodes[wave.descents[i].leaf].in_flight = 1
-        count += _list(tree, wave, i, count)
-    return count
-
-
-@numba.njit(cache=True)
-def note_doubt(wave: Wave, leaves: NDArray[np.int64], made: int, uncertainty: Floats) -> None:
-    """Remember the uncertainty (B,) about states (B,) that were just imagined."""
-    column = 0
-    for i in range(made):
-        if (
-            column < len(leaves)
-            and wave.descents[i].kind == NEW
-            and wave.descents[i].leaf == leaves[column]
-        ):
-            doubt = uncertainty[column]
-            wave.descents[i].doubt = max(wave.descents[i].doubt, doubt) if doubt == doubt else doubt
-            column += 1
-
-
-@numba.njit(cache=True)
-def list_leaves(wave: Wave, made: int) -> int:
-    """Write the new leaves, where their rollouts ended, to ``children``; returns their number."""
-    count = 0
-    for i in range(made):
-        if wave.descents[i].kind == NEW:
-            wave.children[count] = wave.descents[i].leaf
+            _list(tree, wave, i, count)
             count += 1
     return count
 
 
 @numba.njit(cache=True)
-def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> int:
-    """Back up a wave, cutting off the states that must not be used.
-
-    Args:
-        tree: the tree.
-        rules: discount, backup, pessimism and the limit of uncertainty.
-        wave: the wave's leaves.
-        made: descents of the wave.
-        values: (K, B) values of the new leaves, one row per member of the ensemble.
-
-    Returns:
-        Values backed up again, without imagining anything.
-    """
-    column, again = 0, 0
-    for i in range(made):
-        kind, leaf = wave.descents[i].kind, wave.descents[i].leaf
-        if kind == DROPPED:
-            continue
-        mark_path(tree, leaf, -1)
-        if kind == AGAIN:
-            again += 1
-            back_up(tree, leaf, tree.nodes[leaf].leaf_value, rules.discount, rules.best_child)
-            continue
-        value, doubt = lower_bound(values, column, rules.pessimism), wave.descents[i].doubt
-        column += 1
-        unsupported = rules.uncertainty_limit > 0.0 and doubt > rules.uncertainty_limit
-        if not (math.isfinite(value) and math.isfinite(doubt)) or unsupported:
-            cut_off(tree, wave.descents[i].top)
-            continue
-        back_up(tree, leaf, value, rules.discount, rules.best_child)
-        node = leaf
-        while node != tree.nodes[wave.descents[i].top].parent:
-            tree.nodes[node].leaf_value = tree.nodes[node].value
-            node = tree.nodes[node].parent
-    return again
-
-
-@numba.njit(cache=True)
-def lower_bound(values: Floats, column: int, pessimism: float) -> float:
-    """Mean less ``pessimism`` standard deviations of one column of an ensemble's (K, B) values."""
-    members = len(values)
-    mean, square = 0.0, 0.0
-    for k in range(members):
-        mean += values[k, column] / members
-    for k in range(members):
-        square += (values[k, column] - mean) ** 2 / members
-    return mean - pessimism * math.sqrt(square)
-
-
-@numba.njit(cache=True)
 def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
     """Whether a descent can wait at a node for one of the candidates that it will get."""
-    if tree.nodes[node].edge_count <= 1:
-        there = tree.nodes[node].edge_count
-        return tree.nodes[node].waiting < min(rules.fan, 1 + rules.drawn) - there
-    if tree.nodes[node].waiting > 0:
-        return tree.nodes[node].waiting < min(rules.fan - tree.nodes[node].edge_count, rules.drawn)
+    rule = rules.numbers[0]
+    there, waiting = tree.nodes[node].edge_count, tree.nodes[node].waiting
+    if there <= 1:
+        return waiting < min(rule.fan, 1 + rule.drawn) - there
+    if waiting > 0:
+        return waiting < min(rule.fan - there, rule.drawn)
     return wants_candidates(tree, rules, node)
 
 
 @numba.njit(cache=True)
 def _ask(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, place: int) -> None:
     """Note a node that needs candidates, and where to draw them."""
+    rule = rules.numbers[0]
     wave.expand[place], wave.scale[place] = node, 1.0
     if tree.nodes[node].edge_count > 1:
-        wave.reference[place] = tree.action[best_edge(tree, node, rules.discount)]
-        rounds = (tree.nodes[node].edge_count - 1) // rules.drawn
-        wave.scale[place] = rules.widening_shrink**rounds
+        wave.reference[place] = tree.action[best_edge(tree, node, rule.discount)]
+        rounds = (tree.nodes[node].edge_count - 1) // rule.drawn
+        wave.scale[place] = rule.widening_shrink**rounds
     else:
         wave.reference[place] = _reference(tree, segments, node)
 
@@ -296,12 +329,12 @@ def _reference(tree: Tree, segments: Floats, node: int) -> Floats:
 
 
 @numba.njit(cache=True)
-def _list(tree: Tree, wave: Wave, i: int, place: int) -> int:
+def _list(tree: Tree, wave: Wave, i: int, place: int) -> None:
+    """Note the state at the end of a descent as one to imagine."""
     leaf = wave.descents[i].leaf
     wave.parents[place] = tree.nodes[leaf].parent
     wave.children[place] = leaf
     wave.actions[place] = tree.action[tree.nodes[leaf].edge]
-    return 1
 
 
 @numba.njit(cache=True)
