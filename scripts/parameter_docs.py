@@ -28,6 +28,7 @@ NODES = {
     "arm_controller_node": "ArmControllerNode",
     "deadman_node": "DeadmanNode",
     "sim_node": "SimNode",
+    "view_node": "ViewNode",
 }
 CONTRACT = {
     "": Moments,

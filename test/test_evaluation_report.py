@@ -10,7 +10,7 @@ import pytest
 from vla_reasoner_ros.data.images import encode_jpeg
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms, report, svg
-from vla_reasoner_ros.evaluation.page.trees import root_candidates
+from vla_reasoner_ros.search.lines import root_candidates
 from vla_reasoner_ros.evaluation.records import (
     DecisionRecord,
     EpisodeRecord,

@@ -41,7 +41,7 @@ FROM_PIP = {
     "transformers",
     "websockets",
 }
-OPTIONAL = {"cv_bridge", "lerobot"}
+OPTIONAL = {"cv_bridge", "lerobot", "rerun"}
 
 
 def scripts():

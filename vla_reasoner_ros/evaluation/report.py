@@ -22,7 +22,6 @@ from vla_reasoner_ros.evaluation.page import assembly
 from vla_reasoner_ros.evaluation.page.moments import Recording, from_run
 from vla_reasoner_ros.evaluation.page.packing import pack
 from vla_reasoner_ros.evaluation.page.replays import from_replay
-from vla_reasoner_ros.evaluation.page.trees import principal_path, root_candidates
 from vla_reasoner_ros.evaluation.records import (
     Arm,
     DecisionRecord,
@@ -35,6 +34,7 @@ from vla_reasoner_ros.evaluation.statistics import Proportion
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.parameters import flatten
 from vla_reasoner_ros.paths import share_directory
+from vla_reasoner_ros.search.lines import principal_path, root_candidates
 from vla_reasoner_ros.search.parameters import SearchParameters
 
 SHOWN_CANDIDATES = 8

@@ -13,6 +13,7 @@ from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
 from vla_reasoner_ros.msg import Observation as ObservationMessage
 from vla_reasoner_ros.msg import SearchStatistics as SearchStatisticsMessage
+from vla_reasoner_ros.msg import SearchTree as SearchTreeMessage
 from vla_reasoner_ros.msg import SimulatorState as SimulatorStateMessage
 from vla_reasoner_ros.parameters import group
 from vla_reasoner_ros.planner import Planner, StateMatcher, warm_up
@@ -22,7 +23,7 @@ from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import chunk_to_message, observation_from_message
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
 from vla_reasoner_ros.ros.planning import DecisionRecord, DecisionThresholds, tree_response
-from vla_reasoner_ros.ros.reports import statistics_to_message
+from vla_reasoner_ros.ros.reports import statistics_to_message, tree_to_message
 from vla_reasoner_ros.ros.tasks import TaskServer
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.srv import GetSearchTree
@@ -73,6 +74,7 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
         self._statistics = self.create_lifecycle_publisher(
             SearchStatisticsMessage, "search_statistics", qos.STATE
         )
+        self._trees = self.create_lifecycle_publisher(SearchTreeMessage, "search_tree", qos.STATE)
         world_model = self._components.world_model
         self._needs_state = world_model is not None and world_model.needs_simulator_state
         self.create_subscription(
@@ -170,6 +172,9 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
         self._tasks.decided(decision)
         self._chunks.publish(chunk_to_message(decision.chunk, now_ns))
         self._statistics.publish(statistics_to_message(decision.statistics, now_ns))
+        if decision.tree is not None and self._trees.get_subscription_count():
+            stamp_ns, sequence = decision.chunk.observation_stamp_ns, decision.chunk.sequence
+            self._trees.publish(tree_to_message(decision.tree, stamp_ns, sequence, now_ns))
 
     def _failed(self, error: Exception) -> None:
         self.get_logger().error(self._record.failed(error), throttle_duration_sec=1.0)

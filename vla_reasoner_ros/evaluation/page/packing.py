@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation.page.moments import Moment, Recording
-from vla_reasoner_ros.evaluation.page.trees import root_candidates
 from vla_reasoner_ros.evaluation.records import project
+from vla_reasoner_ros.search.lines import root_candidates
 from vla_reasoner_ros.search.statistics import Status
 
 BLOCK = 32

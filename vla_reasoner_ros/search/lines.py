@@ -1,14 +1,18 @@
-"""Reading a search tree that is given as flat arrays by name."""
+"""Reading a search tree that is given as flat arrays by name: candidates and imagined paths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.search.candidates import POLICY
+
+CHOSEN, REJECTED = "chosen", "rejected"
+ROLES = (REJECTED, POLICY, CHOSEN)
 
 
 def root_candidates(tree: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[int, int]:
@@ -56,3 +60,54 @@ def principal_path(tree: Mapping[str, Any], node: int) -> list[int]:
         if not visited:
             return path
         path.append(max(visited, key=lambda i: tree["visits"][i]))
+
+
+@dataclass(frozen=True)
+class ImaginedPath:
+    """Where a root candidate is imagined to lead the end effector.
+
+    Attributes:
+        candidate: its id; 0 is the policy's own.
+        role: ``chosen`` (the search's winner), ``policy`` or ``rejected``.
+        value: of the candidate's node.
+        shade: place of the value between the lowest and the highest of the paths, 0 to 1.
+        points: (K, 3) positions from the state seen now on along the most visited children, m, in
+            the frame of the actions.
+    """
+
+    candidate: int
+    role: str
+    value: float
+    shade: float
+    points: NDArray[np.float64]
+
+
+def imagined_paths(
+    tree: Mapping[str, Any], statistics: Mapping[str, Any]
+) -> tuple[ImaginedPath, ...]:
+    """The paths of a tree's root candidates, what matters most last.
+
+    Args:
+        tree: the fields of SearchTree by name, as of ``vars(TreeSnapshot)``.
+        statistics: the fields of SearchStatistics of the same decision.
+
+    Returns:
+        None at all where the world model knows no positions.
+    """
+    positions = np.asarray(tree["ee_positions"], dtype=np.float64).reshape(-1, 3)
+    if len(positions) != len(tree["parents"]) or not np.isfinite(positions).all():
+        return ()
+    roots = root_candidates(tree, statistics)
+    values = {number: float(tree["values"][node]) for number, node in roots.items()}
+    low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
+    paths = [
+        ImaginedPath(
+            number,
+            CHOSEN if number == statistics["chosen_id"] else POLICY if number == 0 else REJECTED,
+            values[number],
+            (values[number] - low) / (high - low) if high > low else 1.0,
+            positions[principal_path(tree, node)],
+        )
+        for number, node in roots.items()
+    ]
+    return tuple(sorted(paths, key=lambda path: (ROLES.index(path.role), path.value)))
