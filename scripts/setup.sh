@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 readonly ENVIRONMENT_STAMP=.venv/environment.sha256 BUILD_STAMP=install/build.sha256
+readonly KERNEL_STAMP=install/kernels.sha256
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 die() { printf 'set-up: %s\n' "$*" >&2; exit 1; }
@@ -121,6 +122,19 @@ build_package() {
   build_hash >"$BUILD_STAMP"
 }
 
+kernel_hash() {
+  { environment_hash; cat vla_reasoner_ros/{priors,search,sim}/*.py; } | sha256sum
+}
+
+compile_kernels() { # so that no first decision has to; without them it is slower, no more
+  say "Kernels of search and simulator (Numba)"
+  # shellcheck disable=SC1091
+  set +u; source scripts/environment.sh; set -u
+  local script="$PWD/scripts/compile_kernels.py"
+  if (cd / && python "$script"); then kernel_hash >"$KERNEL_STAMP"
+  else say "They will be compiled at first use"; fi
+}
+
 if ros_is_sourced; then mode="$ROS_DISTRO" python="$(base_python python3)"
 else mode=pypi python="$(find_python)"; fi
 
@@ -131,4 +145,7 @@ fi
 fetch_charts
 if [ "$(build_hash)" != "$(cat "$BUILD_STAMP" 2>/dev/null)" ]; then
   build_package
+fi
+if [ "$(kernel_hash)" != "$(cat "$KERNEL_STAMP" 2>/dev/null)" ]; then
+  compile_kernels
 fi

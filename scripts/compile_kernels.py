@@ -1,0 +1,48 @@
+"""Compiles the kernels of search, priors and simulator once, so that no first decision waits.
+
+``make setup`` runs it after the build. Numba keeps what it compiles beside the modules, here those
+of the installed package; a source tree beside it gets a copy.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import vla_reasoner_ros
+from vla_reasoner_ros.components import ComponentParameters, load_components
+from vla_reasoner_ros.planner import warm_up
+from vla_reasoner_ros.reasoner import Reasoner
+from vla_reasoner_ros.search.parameters import SearchParameters
+
+SOURCE = Path(__file__).resolve().parent.parent / "vla_reasoner_ros"
+COMPILED = ("*.nbi", "*.nbc")
+
+
+def main() -> None:
+    """Decide once with each world model, then share what was compiled."""
+    installed = Path(vla_reasoner_ros.__file__).parent
+    for folder in {installed, SOURCE}:
+        for path in compiled(folder):
+            # Numba does not see that a kernel's callee in another file has changed.
+            path.unlink()
+    for world_model in ("simulator", "latent"):
+        parts = load_components(ComponentParameters(world_model=world_model))
+        reasoner = Reasoner(
+            parts.policy, parts.world_model, parts.value, parts.prior, SearchParameters()
+        )
+        warm_up(reasoner, parts.policy, parts.world_model)
+    if installed != SOURCE:
+        for path in compiled(installed):
+            target = SOURCE / path.relative_to(installed)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(path, target)
+
+
+def compiled(folder: Path) -> list[Path]:
+    """What Numba has compiled of the modules below a folder."""
+    return [path for pattern in COMPILED for path in folder.rglob(pattern)]
+
+
+if __name__ == "__main__":
+    main()
