@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 import tiny_policies as tiny
@@ -6,7 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.spatial.transform import Rotation
 
+from vla_reasoner_ros import plugins
 from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
+from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.policies.convention import Convention
 from vla_reasoner_ros.policies.state import PARTS, state_vector, width
 
@@ -178,3 +182,24 @@ def test_the_state_has_the_width_and_order_that_was_said():
     np.testing.assert_allclose(found, [positions[2], positions[0], 0.25], atol=1e-7)
     with pytest.raises(ObservationError, match="joint 'joint9' is not in the observation"):
         state_vector(["joint_positions"], ["joint9"], observation)
+
+
+SHIPPED = sorted((share_directory() / "config" / "policies").glob("*.yaml"))
+ADAPTERS = {"openpi", "process", "pi0", "openvla", "lerobot"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_every_shipped_file_of_options_can_be_taken(path):
+    name = path.stem.split("_")[0]
+    options = plugins.read_options(path)
+    assert options.keys() <= inspect.signature(plugins.load("policy", name)).parameters.keys()
+    if "convention" in options:
+        convention = Convention.from_mapping(options["convention"], name)
+        assert convention.spec(name).horizon >= 1
+    page = share_directory() / "docs" / "policies" / f"{name}.md"
+    assert f"config/policies/{path.name}" in page.read_text(encoding="utf-8")
+
+
+def test_every_adapter_has_its_file_of_options():
+    assert {path.stem.split("_")[0] for path in SHIPPED} == ADAPTERS
+    assert plugins.BUILT_IN["policy"].keys() > ADAPTERS

@@ -216,3 +216,10 @@ def test_only_pickles_in_the_folder_are_told(folder, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ConfigurationError, match=r"pytorch_model.bin is a pickle"):
         load(tmp_path)
+
+
+def test_half_precision_keeps_the_frequencies_of_positions_exact(folder):
+    policy = load(folder, dtype="bfloat16")
+    assert policy.network.language.model.rotary_emb.inv_freq.dtype is torch.float32
+    assert policy.network.language.lm_head.weight.dtype is torch.bfloat16
+    assert policy.propose(tiny.seen())[0].steps == 1

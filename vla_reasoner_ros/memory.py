@@ -183,16 +183,14 @@ def plan_dry(parameters: ComponentParameters) -> Plan:
             are wrong.
     """
     options = plugins.read_options(parameters.policy_options)
+    if not hasattr(plugins.load("policy", parameters.policy), "compute"):
+        raise ConfigurationError(
+            f"policy {parameters.policy!r} cannot be planned without loading it; leave out --dry"
+        )
     with checkpoints.shapes_only():
         policy = plugins.create("policy", parameters.policy, options)
-        compute = getattr(policy, "compute", None)
-        if compute is None:
-            raise ConfigurationError(
-                f"policy {parameters.policy!r} cannot be planned without loading it; leave out "
-                "--dry"
-            )
         observation = blank(policy.spec, 0)
-        row = _row("policy", policy, set(), lambda: compute(observation), Components(policy))
+        row = _row("policy", policy, set(), lambda: policy.compute(observation), Components(policy))
     place = str(options.get("device", "auto"))
     if place == "auto":
         place = "cuda" if torch.cuda.is_available() else "cpu"

@@ -107,18 +107,19 @@ class OpenVla:
         self._actions = _range(statistics, "action", normalisation, owner)
         self._require_convention(owner, config, head, repeat)
         self._repeat, self._centre_crop = repeat, centre_crop
-        self.network = build_network(config, checkpoints.read_weights(folder, owner), owner)
-        self.network.to(place, numbers)
+        weights = checkpoints.read_weights(folder, owner)
+        self.network = build_network(config, moved(weights, place, numbers), place, owner)
         self._device, self._dtype = place, numbers
         self._head: ActionHead | None = None
         self._proprio: ProprioProjector | None = None
         if head:
             weights = checkpoints.read_tensors(folder / head, owner, allow_pickle)
+            weights = moved(weights, place, numbers)
             self._head = ActionHead.from_weights(weights, self._convention.raw_width, owner)
-            self._head.to(place, numbers)
         if proprio:
             weights = checkpoints.read_tensors(folder / proprio, owner, allow_pickle)
-            self._proprio = ProprioProjector.from_weights(weights, owner).to(place, numbers)
+            weights = moved(weights, place, numbers)
+            self._proprio = ProprioProjector.from_weights(weights, owner)
             self._states = _range(statistics, "proprio", normalisation, owner)
         self._require_state(owner)
         # Numbers of action tokens count down from the end of the vocabulary proper.
@@ -260,6 +261,13 @@ def dataset_statistics(
             f"{owner}: unnorm_key {key!r} is not one of {', '.join(sorted(known))}"
         )
     return dict(known[key])
+
+
+def moved(
+    weights: Mapping[str, torch.Tensor], place: torch.device, numbers: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The tensors on a device in a type."""
+    return {name: value.to(place, numbers) for name, value in weights.items()}
 
 
 def crop_centre(pixels: torch.Tensor, area: float = 0.9) -> torch.Tensor:

@@ -250,12 +250,15 @@ class ProprioProjector(nn.Module):
         return projector.eval()
 
 
-def build_network(config: Mapping[str, Any], weights: Weights, owner: str) -> OpenVlaNetwork:
+def build_network(
+    config: Mapping[str, Any], weights: Weights, device: torch.device, owner: str
+) -> OpenVlaNetwork:
     """Make the network as its weights say, and fill it.
 
     Args:
         config: the checkpoint's ``config.json``.
-        weights: by their published names.
+        weights: by their published names, on the device and in the type to compute in.
+        device: theirs.
         owner: what messages call the policy.
 
     Raises:
@@ -311,10 +314,11 @@ def build_network(config: Mapping[str, Any], weights: Weights, owner: str) -> Op
         | {f"language.{k}": v for k, v in groups["language"].items()}
     )
     load_exactly(network, translated, owner, "the network")
-    # What is computed, not stored, was left on the meta device.
+    # What is computed, not stored, was left on the meta device. Frequencies stay in 32 bits.
     positions = network.siglip.embeddings.num_positions
-    network.siglip.embeddings.position_ids = torch.arange(positions)[None]
-    network.language.model.rotary_emb = LlamaRotaryEmbedding(network.language.config)
+    network.siglip.embeddings.position_ids = torch.arange(positions, device=device)[None]
+    frequencies = LlamaRotaryEmbedding(network.language.config)
+    network.language.model.rotary_emb = frequencies.to(device)
     return network.eval()
 
 

@@ -138,7 +138,8 @@ class Pi0:
         """What the network reads: one row each of tokens, images (N, 3, S, S) and state."""
         owner = f"policy {NAME}"
         images = np.stack(list(self._convention.images(observation, owner).values()))
-        pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
+        # In place, and the channels stay last in memory: the reordering is only a view.
+        pixels = torch.from_numpy(images).to(self._device).float().div_(127.5).sub_(1.0)
         state = np.zeros(self._padded_state)
         measured = self._convention.states(observation, owner)["state"]
         state[: len(measured)] = self._statistics.state.normalise(measured)
@@ -149,7 +150,7 @@ class Pi0:
         return {
             "input_ids": row,
             "attention_mask": torch.ones_like(row),
-            "pixel_values": (pixels.float() / 127.5 - 1.0).to(self._dtype)[None],
+            "pixel_values": pixels.permute(0, 3, 1, 2).to(self._dtype)[None],
             "pixel_attention_mask": torch.ones(
                 (1, len(images)), dtype=torch.bool, device=self._device
             ),

@@ -27,10 +27,12 @@ PARTS: dict[str, Callable[[Observation], FloatArray]] = {
     "ee_rotation_6d": lambda o: _rotation(o).as_matrix()[:, :2].T.reshape(6),
     "gripper_opening": lambda o: np.array([o.gripper]),
     "gripper_closing": lambda o: np.array([1.0 - o.gripper]),
+    "panda_fingers": lambda o: 0.04 * o.gripper * np.array([1.0, -1.0]),
     "zero": lambda o: np.zeros(1),
 }
 """Name to the numbers: rad, rad/s, m; ``ee_euler_xyz`` is roll, pitch and yaw about fixed axes;
-``ee_rotation_6d`` the first two columns of the rotation matrix; the gripper is a fraction."""
+``ee_rotation_6d`` the first two columns of the rotation matrix; the gripper is a fraction;
+``panda_fingers`` are the two finger joints, m, as robosuite and LIBERO write them."""
 
 _WIDTHS = {
     "ee_position": 3,
@@ -41,6 +43,7 @@ _WIDTHS = {
     "ee_rotation_6d": 6,
     "gripper_opening": 1,
     "gripper_closing": 1,
+    "panda_fingers": 2,
     "zero": 1,
 }
 
