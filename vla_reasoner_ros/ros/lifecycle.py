@@ -464,9 +464,9 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
         node.get_logger().info("a thread that was still at work ends with the process")
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: all is let go of, and what the interpreter would do now (join threads, take apart
-    # torch, Numba, DDS and OpenGL in no certain order) takes seconds on a busy machine, can hang,
-    # and makes a second Ctrl-C look like a crash.
+    # Not sys.exit: all is let go of, and what the interpreter would do now (join threads, take
+    # apart torch, Numba, DDS and OpenGL in no certain order) takes seconds on a busy machine, can
+    # hang, and makes a second Ctrl-C look like a crash.
     os._exit(0 if started and not failures else 1)
 
 
