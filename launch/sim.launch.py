@@ -40,9 +40,10 @@ def launch_nodes(context: LaunchContext) -> list:
         },
     )
     deadman = bringup.node(context, "deadman_node", parameters=PATIENCE)
-    return bringup.ordered_startup(
-        context, [sim, camera, controller, deadman, bringup.planner_node(context)]
-    )
+    nodes = [sim, camera, controller, deadman, bringup.planner_node(context)]
+    if bringup.is_true(context, "view"):
+        nodes.append(bringup.node(context, "view_node", parameters={"cameras": "sim"}))
+    return [*bringup.ordered_startup(context, nodes), *bringup.rviz(context)]
 
 
 def instruction(context: LaunchContext) -> str:
@@ -76,6 +77,12 @@ def generate_launch_description() -> LaunchDescription:
                 "enable_control",
                 "true",
                 "Send commands: true here because only a simulation can move.",
+                bringup.TRUTH,
+            ),
+            bringup.argument(
+                "view",
+                "false",
+                "Start view_node too, which shows what the planner imagines; RViz needs it.",
                 bringup.TRUTH,
             ),
             bringup.rviz_argument(),

@@ -385,6 +385,7 @@ def rviz(context: LaunchContext) -> list[Node]:
         Node(
             package="rviz2",
             executable="rviz2",
+            arguments=["-d", configuration_file("rviz/vla_reasoner.rviz")],
             parameters=[{"use_sim_time": is_true(context, "use_sim_time")}],
             output="log",
         )
