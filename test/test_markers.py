@@ -1,9 +1,14 @@
 """What the planner imagines, shown live: paths, markers, pictures, and the node that makes them."""
 
 import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from vla_reasoner_ros.data.cameras import load_cameras
 from vla_reasoner_ros.data.overlay import Stroke, draw, enlarged
@@ -226,3 +231,49 @@ def test_the_node_shows_what_the_planner_imagined(shown, paths):
     picture = np.frombuffer(bytes(image.data), np.uint8).reshape(480, 480, 3)
     blue = np.abs(picture.astype(int) - ROLE_COLOURS["chosen"]).max(axis=2) < 12
     assert blue.sum() > 50
+
+
+# Layouts.
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYOUTS = [
+    ROOT / "config" / path
+    for path in (
+        "rviz/vla_reasoner.rviz",
+        "foxglove/vla_reasoner.json",
+        "plotjuggler/vla_reasoner.xml",
+    )
+]
+OURS = {
+    "search_statistics": "SearchStatistics",
+    "action_chunk": "ActionChunk",
+    "arm_controller_node/status": "ControllerStatus",
+}
+
+
+def parsed(layout):
+    """Everything that a layout says, read by the format's own reader."""
+    text = layout.read_text()
+    if layout.suffix == ".json":
+        return json.dumps(json.loads(text))
+    if layout.suffix == ".xml":
+        return ElementTree.tostring(ElementTree.fromstring(text), encoding="unicode")
+    return json.dumps(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda path: path.suffix)
+def test_a_layout_shows_topics_and_fields_that_exist(layout):
+    said = parsed(layout)
+    pages = (ROOT / "docs" / "interfaces.md").read_text()
+    named = set(re.findall(r'"/([a-z_]+(?:/[a-z_]+)?)', said)) - {"robot_description"}
+    assert named
+    for name in named:
+        topic, *rest = name.split("/")
+        if topic in OURS and layout.suffix == ".xml":
+            fields = (ROOT / "msg" / f"{OURS[topic]}.msg").read_text()
+            assert re.search(rf"^\S+ {rest[0]}\b", fields, re.M), name
+        elif name != "arm_controller_node/status":
+            assert f"`{name}`" in pages or f"`/{name}`" in pages, name
+    for topic, field in re.findall(r'"/([a-z_/]+)\.([a-z_]+)"', said):
+        fields = (ROOT / "msg" / f"{OURS[topic]}.msg").read_text()
+        assert re.search(rf"^\S+ {field}\b", fields, re.M), f"{topic}.{field}"
