@@ -45,6 +45,7 @@ NODES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "arm_controller_node": ("ArmControllerNode", {"enable_control": True}),
     "deadman_node": ("DeadmanNode", {}),
+    "view_node": ("ViewNode", {}),
     "sim_node": ("SimNode", {}),
 }
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-300, 1e300, math.nan, math.inf, -math.inf, 0.04, 0.1, 3.2)

@@ -85,12 +85,12 @@ def test_grey_becomes_three_equal_channels(encoding):
 
 @pytest.mark.parametrize(("big", "dtype"), [(0, "<u2"), (1, ">u2")])
 @pytest.mark.parametrize("encoding", ["mono16", "rgb16", "bgr16"])
-def test_two_byte_samples_keep_their_upper_bits_in_either_byte_order(encoding, big, dtype):
+def test_two_byte_samples_are_scaled_to_one_in_either_byte_order(encoding, big, dtype):
     channels = ENCODINGS[encoding].channels
     deep = RNG.integers(0, 65536, (5, 7, channels)).astype(dtype)
     raw = deep.view(np.uint8).reshape(5, 7, channels * 2)
     image = conversions.image_from_message(message(raw, encoding, step=60, big=big), TOPIC)
-    expected = (deep // 256).astype(np.uint8)
+    expected = np.rint(deep * (255.0 / 65535.0)).astype(np.uint8)
     if encoding == "bgr16":
         expected = expected[..., ::-1]
     np.testing.assert_array_equal(image, np.broadcast_to(expected, (5, 7, 3)))
@@ -446,3 +446,30 @@ def test_a_tree_survives_the_way_there_and_back_but_for_its_states():
 def test_the_controllers_status_survives_the_way_there_and_back():
     sent = ExecutorStatus(ControllerState.HOLDING, "no chunk for 1 s", 4, 2, 9, 1, "too old", 0.01)
     assert conversions.status_from_message(conversions.status_to_message(sent, STAMP)) == sent
+
+
+def random_image(encoding, seed=0):
+    """A message of this encoding with random bytes and padded rows."""
+    known = ENCODINGS[encoding]
+    row = 6 * known.channels * known.bytes_per_sample
+    data = np.random.default_rng(seed).integers(0, 256, 4 * (row + 8), dtype=np.uint8)
+    return Image(
+        height=4, width=6, encoding=encoding, step=row + 8, data=array.array("B", data.tobytes())
+    )
+
+
+def test_sixteen_bits_are_scaled_and_rounded_as_opencv_does():
+    values = np.arange(65536, dtype="<u2").reshape(256, 256)
+    data = array.array("B", values.tobytes())
+    message = Image(height=256, width=256, encoding="mono16", step=512, data=data)
+    grey = conversions.image_from_message(message, "camera")[:, :, 0]
+    assert (grey == cv2.convertScaleAbs(values, alpha=255.0 / 65535.0)).all()
+
+
+@pytest.mark.parametrize("encoding", [name for name in ENCODINGS if not name.startswith("8U")])
+def test_cv_bridge_makes_the_same_picture(encoding):
+    # 8UC1, 8UC3 and 8UC4 name no colours: cv_bridge leaves their channels as they are.
+    bridge = pytest.importorskip("cv_bridge", reason="needs the package cv_bridge of a ROS 2")
+    message = random_image(encoding)
+    expected = bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")
+    assert (conversions.image_from_message(message, "camera") == expected).all()

@@ -1,5 +1,7 @@
 """Random and hostile messages against the active nodes; ``make fuzz`` sends many more."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
@@ -13,7 +15,7 @@ from benchmark import fuzz_messages
 from benchmark.fuzz_messages import Watch, fuzz, message
 from vla_reasoner_ros.msg import ActionChunk, Observation
 
-QUICK = ("camera_node", "arm_controller_node", "deadman_node", "planner_node")
+QUICK = ("camera_node", "arm_controller_node", "deadman_node", "view_node", "planner_node")
 
 
 @pytest.fixture
@@ -42,6 +44,11 @@ def test_no_message_crashes_a_node_or_moves_the_arm_and_all_are_counted(ros):
 def test_messages_repeat_from_their_seed_and_differ_without(kind):
     first, again, other = (str(message(kind, np.random.default_rng(s))) for s in (1, 1, 2))
     assert first == again != other
+
+
+def test_every_node_has_its_turn():
+    folder = Path(fuzz_messages.__file__).parent.parent / "vla_reasoner_ros" / "nodes"
+    assert set(fuzz_messages.NODES) == {path.stem for path in folder.glob("*_node.py")}
 
 
 def test_a_command_would_be_noticed():

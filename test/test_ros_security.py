@@ -23,7 +23,6 @@ KINDS = {
 }
 OPTIONS = {
     "planner_node": {"planner.world_model": "simulator", "search.simulations": 2},
-    "arm_controller_node": {"enable_control": False},
 }
 
 

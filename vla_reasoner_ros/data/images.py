@@ -1,7 +1,7 @@
 """Image messages to RGB arrays and back, without ROS: live topics and bags share this code.
 
 Encodings are those of ``sensor_msgs/image_encodings.hpp``. Rows may be padded (``step``), samples
-of two bytes may be of either byte order; they keep their upper eight bits.
+of two bytes may be of either byte order; they are scaled to one and rounded, as cv_bridge does.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def decode_image(message: Any, topic: str) -> RgbImage:
         )
     rows = data.reshape(height, step)[:, :row]
     if encoding.bytes_per_sample == 2:
-        rows = rows[:, (0 if message.is_bigendian else 1) :: 2]
+        samples = np.ascontiguousarray(rows).view(">u2" if message.is_bigendian else "<u2")
+        rows = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
     pixels = np.ascontiguousarray(rows).reshape(height, width, encoding.channels)
     return _to_rgb(pixels, encoding.color_code, rows, topic, message.encoding)
 
