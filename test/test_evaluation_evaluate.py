@@ -207,6 +207,21 @@ def test_time_does_not_wait_for_a_planner_that_thinks():
     assert record.rejections <= len(slow.stamps)
 
 
+def test_an_upper_bound_thinks_in_no_time():
+    assert arms.thinks_in_no_time("oracle")
+    assert not arms.thinks_in_no_time("search_twin")
+    world, policy = World(), arms.make_reasoner("policy", {})
+    world.reset("lift_green", 5)
+    policy.warm_up(world.observation())
+    slow = Slow(policy, 0.3)
+    real_time.run_episode(
+        world, slow, task="lift_green", seed=5, arm="oracle", executed=4, limit=8, counted=False
+    )
+    world.close()
+    assert slow.stamps == pytest.approx([0.0, 0.4])
+    assert slow.consumed == [0, 0]
+
+
 def test_a_planner_that_is_quick_decides_when_its_actions_are_used_up():
     world, policy = World(), arms.make_reasoner("policy", {})
     world.reset("lift_green", 5)

@@ -111,7 +111,7 @@ def describe(name: str, overrides: Mapping[str, Any] | None = None) -> Arm:
         else "the learned value"
     )
     method = str(recipe(name).search.get("search.method", "tree"))
-    means = "Tree search" if method == "tree" else label.capitalize()
+    means = "Tree search" if method == "tree" else _sentence(label)
     return Arm(name, label, f"{means} with {model} and {value}.")
 
 
@@ -119,14 +119,14 @@ def notes(names: list[str], overrides: Mapping[str, Any] | None = None) -> list[
     """What must be said about the arms so that no one takes them for more than they are."""
     said = []
     for name in names:
-        label = recipe(name).label.capitalize()
+        label = _sentence(recipe(name).label)
         world_model, reason = world_model_of(name, overrides)
         if reason:
             said.append(f"{label} is the policy alone: {reason}.")
         elif world_model == SIMULATOR:
             said.append(
                 f"{label} imagines with the true simulator, which no real robot has: "
-                "an upper bound."
+                "an upper bound, whose thinking time never counts."
             )
         elif world_model == LEARNED and not (verdict := world_model_verdict()).passed:
             said.append(
@@ -138,6 +138,14 @@ def notes(names: list[str], overrides: Mapping[str, Any] | None = None) -> list[
                 "real robot has."
             )
     return said
+
+
+def thinks_in_no_time(name: str, overrides: Mapping[str, Any] | None = None) -> bool:
+    """Whether an arm's thinking time is left out where it is counted otherwise: the upper bounds'.
+
+    Simulating what no robot could know takes seconds, which say nothing about a robot.
+    """
+    return world_model_of(name, overrides)[0] == SIMULATOR
 
 
 def search_parameters(name: str, overrides: Mapping[str, Any]) -> SearchParameters:
@@ -193,3 +201,8 @@ def make_reasoner(
         components.prior,
         search_parameters(name, overrides),
     )
+
+
+def _sentence(label: str) -> str:
+    """A label as the beginning of a sentence."""
+    return label[0].upper() + label[1:]

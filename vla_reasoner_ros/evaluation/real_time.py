@@ -93,6 +93,7 @@ def run_episode(
     executed: int,
     limit: int,
     held_out: bool = False,
+    counted: bool = True,
 ) -> EpisodeRecord:
     """Run one episode against the clock.
 
@@ -109,6 +110,7 @@ def run_episode(
         executed: actions after which the next decision is due.
         limit: the episode is over after the time of so many actions.
         held_out: take an instruction that was kept out of training.
+        counted: whether thinking takes time; an arm that is an upper bound thinks in none.
     """
     instruction = world.reset(task, seed, held_out)
     reasoner.reset(seed)
@@ -120,10 +122,10 @@ def run_episode(
         started, first = time.perf_counter(), not record.decisions
 
         def consumed(started: float = started, first: bool = first) -> int:
-            return 0 if first else int((time.perf_counter() - started) / dt)
+            return int((time.perf_counter() - started) / dt) if counted and not first else 0
 
         decision = reasoner.decide(seen, actions_consumed=consumed)
-        thought = time.perf_counter() - started
+        thought = time.perf_counter() - started if counted else 0.0
         record.decisions.append(
             DecisionRecord(seen.stamp_ns * 1e-9, dataclasses.asdict(decision.statistics))
         )

@@ -164,17 +164,18 @@ class Worker:
         case, settings = job.case, job.settings
         world = self._world(settings.scene_hook)
         reasoner = self._reasoner(job, world)
-        run_episode = real_time.run_episode if settings.latency_true else closed_loop.run_episode
-        return run_episode(
-            world,
-            reasoner,
-            task=case.task,
-            seed=case.seed,
-            arm=case.arm,
-            executed=reasoner.parameters.executed,
-            limit=settings.limit,
-            held_out=settings.held_out,
-        ).summary()
+        common: dict[str, Any] = {
+            "task": case.task,
+            "seed": case.seed,
+            "arm": case.arm,
+            "executed": reasoner.parameters.executed,
+            "limit": settings.limit,
+            "held_out": settings.held_out,
+        }
+        if not settings.latency_true:
+            return closed_loop.run_episode(world, reasoner, **common).summary()
+        counted = not arm_table.thinks_in_no_time(case.arm, settings.overrides)
+        return real_time.run_episode(world, reasoner, counted=counted, **common).summary()
 
     def _world(self, scene_hook: str) -> World:
         from vla_reasoner_ros.sim.world import World
