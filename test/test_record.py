@@ -122,7 +122,7 @@ def test_a_recording_of_a_running_graph_replays(tmp_path, monkeypatch):
     }
     publishers = {}
     for topic, profile in profiles.items():
-        kind = record._message_class(recordings.TOPICS[topic])
+        kind = record.message_class(recordings.TOPICS[topic])
         publishers[topic] = kind, robot.create_publisher(kind, f"/left{topic}", profile)
 
     def publish(topic, message):
@@ -176,3 +176,64 @@ def test_a_recording_of_a_running_graph_replays(tmp_path, monkeypatch):
         stamps = [moment.observation.stamp_ns for moment in ingest.moments()]
         assert ingest.clock == "stamps", ingest.problems
     assert len(stamps) >= 14
+
+
+def test_a_bag_is_played_with_its_time_and_without_commands(tmp_path):
+    rclpy = pytest.importorskip("rclpy", reason="source a ROS 2 or run make setup")
+    from rclpy.executors import SingleThreadedExecutor
+    from rosgraph_msgs.msg import Clock
+
+    from vla_reasoner_ros.data.messages import ACTION_CHUNK
+    from vla_reasoner_ros.ros import play, qos, record
+
+    happened = recordings.events(0.4)
+    chunk = {"header": {"stamp": START}}
+    commanded = [*happened, ("/action_chunk", START + 1, chunk)]
+    topics = {**recordings.TOPICS, "/action_chunk": ACTION_CHUNK}
+    path = recordings.record(tmp_path / "bag", commanded, topics)
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=87)
+    node = rclpy.create_node("bag_player", namespace="replay", context=context)
+    graph = rclpy.create_node("graph", namespace="replay", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    for each in (node, graph):
+        executor.add_node(each)
+    came, told = [], []
+    for topic, kind in recordings.TOPICS.items():
+        profile = qos.LATCHED if topic == "/instruction" else qos.sensor("reliable", 100)
+        graph.create_subscription(
+            record.message_class(kind),
+            topic.removeprefix("/"),
+            lambda _, topic=topic: came.append(topic),
+            profile,
+        )
+    graph.create_subscription(
+        Clock, "/clock", lambda m: told.append(m.clock.sec * 10**9 + m.clock.nanosec), qos.CLOCK
+    )
+    try:
+        with BagReader(path) as bag:
+            ingest = BagIngest(bag, recordings.contract(), kinematics=KINEMATICS)
+            player = play.Player(node, bag, ingest, rate=1000.0)
+            end = time.monotonic() + 60.0
+            while not player.listeners or not came:
+                assert time.monotonic() < end, f"{len(came)} of {len(happened)} came"
+                if player.listeners and not player.played:
+                    player.play(lambda _: True)
+                executor.spin_once(timeout_sec=0.05)
+            while len(came) < len(happened) - 3:
+                assert time.monotonic() < end, f"{len(came)} of {len(happened)} came"
+                executor.spin_once(timeout_sec=0.05)
+        publishers = {name for name, _ in graph.get_topic_names_and_types()}
+    finally:
+        executor.shutdown()
+        for each in (node, graph):
+            each.destroy_node()
+        rclpy.shutdown(context=context)
+    assert player.played == len(happened)
+    assert not [name for name in publishers if "chunk" in name]
+    assert told == sorted(told)
+    assert started_with(told, START)
+
+
+def started_with(told, start_ns):
+    return all(start_ns <= now_ns <= start_ns + 10**9 for now_ns in told)

@@ -63,6 +63,9 @@ VERBS: dict[str, Verb] = {
         "vla_reasoner_ros.evaluation.evaluate",
     ),
     "record": Verb("record what replay, training and reports need", "vla_reasoner_ros.ros.record"),
+    "play": Verb(
+        "play a bag into a running graph, with its time on /clock", "vla_reasoner_ros.ros.play"
+    ),
     "replay": Verb(
         "a recorded bag through the same ingest and planner as live",
         "vla_reasoner_ros.evaluation.replay",

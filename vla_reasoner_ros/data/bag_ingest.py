@@ -147,10 +147,12 @@ class BagIngest:
         def ready(at: float) -> Iterator[Moment]:
             nonlocal refused
             for observation in ingest.poll(at):
-                news = Counter(ingest.moments) - refused
-                refused = Counter(ingest.moments)
-                news.pop("observed", None)
-                yield Moment(observation, recorded_ns, dict(news))
+                news = {}
+                if len(ingest.moments) > 1:  # something beside "observed"
+                    news = dict(ingest.moments - refused)
+                    refused = Counter(ingest.moments)
+                    news.pop("observed", None)
+                yield Moment(observation, recorded_ns, news)
 
         wanted = {*readers, *listeners, *([CLOCK_TOPIC] if self.clock == TOLD else [])}
         for message in self._bag.messages(wanted):

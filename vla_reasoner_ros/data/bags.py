@@ -16,6 +16,7 @@ import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -374,20 +375,20 @@ class _WholeFile(_File):
         if not chosen:
             return
         start, stop = span_ns or (None, None)
-        last_ns, at_last = -1, set()
+        last_ns, at_last = -1, list[tuple[str, bytes]]()
         try:
             for connection, time_ns, data in self._reader.messages(chosen, start, stop):
                 yield connection.id, time_ns, data
                 if time_ns != last_ns:
-                    last_ns, at_last = time_ns, set()
-                at_last.add((connection.topic, hash(data)))
+                    last_ns, at_last = time_ns, []
+                at_last.append((connection.topic, data))
             return
         except Exception as error:  # as in opening
             self._report(f"{error or repr(error)}; what is whole of it is read all the same")
         rest = _salvage(self.path, self.problems)
         names = {topic.name: number for number, topic in self.topics.items()}
         for message in rest.messages(topics, span_ns):
-            told = message.time_ns == last_ns and (message.topic, hash(message.data)) in at_last
+            told = message.time_ns == last_ns and (message.topic, message.data) in at_last
             if message.time_ns >= last_ns and not told and message.topic in names:
                 yield names[message.topic], message.time_ns, message.data
 
@@ -457,6 +458,7 @@ def _salvage(path: Path, problems: list[str]) -> _File:
     return kind(path, problems)
 
 
+@lru_cache(maxsize=256)
 def _parse(name: str, definition: MessageDefinition) -> Mapping[str, Any]:
     """Field definitions of a type and of those that it is made of; empty without a definition."""
     if definition.format == MessageDefinitionFormat.MSG:
@@ -521,7 +523,10 @@ class BagWriter:
             raise BagError(f"bag {self.path}: {error.strerror}") from error
         if keep is not None:
             self._resume(keep)
-        self._begin()
+        # A file is begun when there is something to write to it.
+        self._writer: Writer | None = None
+        self._connections: dict[str, Any] = {}
+        self._in_part = 0
 
     def __enter__(self) -> BagWriter:
         return self
@@ -551,7 +556,8 @@ class BagWriter:
             definition: text and hash of a type that this package does not know.
         """
         self._topics[topic] = (type_name, latched, definition)
-        self._connect(topic)
+        if self._writer is not None:
+            self._connect(self._writer, topic)
 
     def write(self, topic: str, time_ns: int, message: Any) -> None:
         """Write one message of a declared topic.
@@ -569,8 +575,9 @@ class BagWriter:
         data = message if isinstance(message, (bytes, memoryview)) else None
         if data is None:
             data = serialize(self._topics[topic][0], message)
+        writer = self._writer or self._begin()
         try:
-            self._writer.write(self._connections[topic], time_ns, data)
+            writer.write(self._connections[topic], time_ns, data)
         except OSError as error:
             self._failed = True
             raise BagError(f"bag {self.path}: {error.strerror}") from error
@@ -579,34 +586,45 @@ class BagWriter:
         if self._split_bytes and self._in_part >= self._split_bytes:
             self.split()
 
+    @property
+    def finished(self) -> int:
+        """Files that are whole."""
+        return len(self._parts)
+
     def split(self) -> None:
-        """Finish the file at hand and begin another."""
-        self._finish()
-        self._begin()
+        """Finish the file at hand; what comes then goes into another."""
+        if self._writer is not None:
+            self._finish(self._writer)
 
     def close(self) -> None:
         """Finish the bag; what a full disk leaves of it can still be read."""
         if self._failed:
-            self._writer.abort()
-        else:
-            self._finish()
+            if self._writer is not None:
+                self._writer.abort()
+        elif self._writer is not None or not self._parts:
+            self._finish(self._writer or self._begin())
 
-    def _begin(self) -> None:
+    def _begin(self) -> Writer:
         self._folder = self.path / f"part_{len(self._parts)}"
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._writer = Writer(self._folder, version=_FORMAT_VERSION, storage_plugin=self._plugin)
+        writer = Writer(self._folder, version=_FORMAT_VERSION, storage_plugin=self._plugin)
         if self._compress:
-            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-        self._writer.open()
-        self._in_part = 0
-        self._connections: dict[str, Any] = {}
+            writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        try:
+            writer.open()
+        except OSError as error:
+            self._failed = True
+            raise BagError(f"bag {self.path}: {error.strerror}") from error
+        self._writer, self._in_part = writer, 0
+        self._connections.clear()
         for topic in self._topics:
-            self._connect(topic)
+            self._connect(writer, topic)
+        return writer
 
-    def _connect(self, topic: str) -> None:
+    def _connect(self, writer: Writer, topic: str) -> None:
         type_name, latched, definition = self._topics[topic]
         text, digest = definition or (None, None)
-        self._connections[topic] = self._writer.add_connection(
+        self._connections[topic] = writer.add_connection(
             topic,
             type_name,
             typestore=standard_types(),
@@ -615,21 +633,22 @@ class BagWriter:
             offered_qos_profiles=[_latched()] if latched else [],
         )
 
-    def _finish(self) -> None:
+    def _finish(self, writer: Writer) -> None:
         name = f"{self.path.name}_{len(self._parts)}{self._suffix}"
         try:
-            self._writer.close()
+            writer.close()
             part = _load(self._folder / METADATA)
             shutil.move(self._folder / f"{self._folder.name}{self._suffix}", self.path / name)
             shutil.rmtree(self._folder)
             part["relative_file_paths"] = [name]
             part["files"][0]["path"] = name
             self._parts.append(part)
+            self._writer = None
             self._write_metadata()
         except OSError as error:
             self._failed = True
             with contextlib.suppress(OSError):
-                self._writer.abort()
+                writer.abort()
             raise BagError(
                 f"bag {self.path}: {error.strerror}; what was written before can be read"
             ) from error

@@ -246,7 +246,7 @@ class ReplayWriter:
     def __init__(self, folder: Path, info: Mapping[str, Any], fresh: bool = False) -> None:
         self.folder = folder
         self.state: dict[str, Any] | None = None
-        self._info = {"format": FORMAT, "finished": False, "parts": 0, **info}
+        self._info = {"format": FORMAT, "finished": False, "parts": 0, "files": 0, **info}
         self._rows: list[Row] = []
         if fresh:
             for name in (BAG, PARTS):
@@ -260,7 +260,7 @@ class ReplayWriter:
             return
         if not self._info["parts"]:
             shutil.rmtree(folder / BAG, ignore_errors=True)
-        self._bag = BagWriter(folder / BAG, compress=True, keep=self._info["parts"])
+        self._bag = BagWriter(folder / BAG, compress=True, keep=self._info["files"])
         for topic, kind in TOPICS.items():
             self._bag.add_topic(topic, kind)
 
@@ -293,7 +293,7 @@ class ReplayWriter:
         _write_table(self.folder / PARTS / f"{part}.parquet", _table(self._rows))
         self._rows.clear()
         self.state = dict(state)
-        self._info |= {"parts": part + 1, "state": self.state}
+        self._info |= {"parts": part + 1, "files": self._bag.finished, "state": self.state}
         self._write_info()
 
     def finish(self, **info: Any) -> Path:

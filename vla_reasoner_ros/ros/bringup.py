@@ -50,12 +50,14 @@ def argument(
     )
 
 
-def common_arguments(*, use_sim_time: str = "false") -> list[DeclareLaunchArgument]:
+def common_arguments(
+    *, use_sim_time: str = "false", namespace: str = ""
+) -> list[DeclareLaunchArgument]:
     """The arguments that every launch file of this package takes."""
     return [
         argument(
             "namespace",
-            "",
+            namespace,
             "Namespace of all nodes and relative topics, for two arms in one graph, as left or "
             "cell/left. Empty is none.",
         ),
@@ -176,7 +178,9 @@ def node(
     )
 
 
-def planner_node(context: LaunchContext) -> LifecycleNode:
+def planner_node(
+    context: LaunchContext, remappings: Sequence[tuple[str, str]] = ()
+) -> LifecycleNode:
     """The planner, with the components that the launch arguments name."""
     return node(
         context,
@@ -188,6 +192,7 @@ def planner_node(context: LaunchContext) -> LifecycleNode:
             "planner.policy_options": value(context, "policy_options"),
             "planner.world_model": value(context, "world_model"),
         },
+        remappings=remappings,
     )
 
 

@@ -94,7 +94,7 @@ class Recorder:
             reliable = all(p.reliability == ReliabilityPolicy.RELIABLE for p in profiles)
             latched = all(p.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in profiles)
             self._subscriptions[topic] = self._node.create_subscription(
-                _message_class(kind),
+                message_class(kind),
                 topic,
                 partial(self._came, topic, kind, latched),
                 QoSProfile(
@@ -175,7 +175,8 @@ def _plain(value: Any) -> Any:
     return list(plain) if hasattr(plain, "__iter__") and not isinstance(plain, str) else plain
 
 
-def _message_class(type_name: str) -> type:
+def message_class(type_name: str) -> type:
+    """The class of a message type, as in ``sensor_msgs/msg/Image``."""
     package, _, name = type_name.split("/")
     return getattr(importlib.import_module(f"{package}.msg"), name)  # type: ignore[no-any-return]
 
