@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,12 @@ from vla_reasoner_ros.sim.experts import Expert
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.latents import EpisodeLatents
 from vla_reasoner_ros.training.value import (
+    UNKNOWN,
     Groups,
     episode_groups,
     rank_correlation,
     ranks_by_kind,
+    roles_of,
     value_loss,
 )
 from vla_reasoner_ros.values.progress import ProgressNetwork, ProgressValue, ValueConfig
@@ -22,6 +25,7 @@ from vla_reasoner_ros.world_models.encoder import LatentLayout
 from vla_reasoner_ros.world_models.latent import LatentWorldModel
 
 LAYOUT = LatentLayout()
+RED, GREEN, PLATE = (LAYOUT.objects.index(n) for n in ("red_block", "green_block", "plate"))
 TINY = ValueConfig(hidden=16, words=4)
 SOURCE = "fingerprint of the encoder"
 
@@ -112,7 +116,8 @@ def groups(count=6, size=16, seed=0):
     height = rng.uniform(0.02, 0.2, (count, size)).astype(np.float32)
     latents[..., LAYOUT.slices["object_position"].start + 2] = height
     sentence = np.repeat(rng.normal(size=(1, 384)).astype(np.float32), count, axis=0)
-    return Groups(latents, sentence, height * 4.0, np.zeros(count, dtype=np.int64))
+    kind, roles = np.zeros(count, dtype=np.int64), np.tile([RED, PLATE], (count, 1))
+    return Groups(latents, sentence, height * 4.0, kind, roles)
 
 
 def test_training_learns_to_rank_by_height():
@@ -127,6 +132,25 @@ def test_training_learns_to_rank_by_height():
         loss.backward()
         optimizer.step()
     assert ranks_by_kind(network, data)["rank_seen"] > 0.8
+    told = network.roles(batch["sentence"][:1]).argmax(dim=-1)
+    assert (told == torch.tensor([RED, PLATE])).all()
+
+
+def test_the_objects_that_a_task_is_about_are_taught_where_they_are_known():
+    assert roles_of(["red_on_green", "lift_green", "somebody's own"], LAYOUT).tolist() == [
+        [RED, GREEN],
+        [GREEN, UNKNOWN],
+        [UNKNOWN, UNKNOWN],
+    ]
+
+
+def test_without_known_roles_progress_alone_is_learned():
+    data = groups()
+    unknown = replace(data, roles=np.full_like(data.roles, UNKNOWN))
+    torch.manual_seed(0)
+    network = ProgressNetwork(TINY)
+    loss = value_loss(network, unknown.batch(np.arange(len(unknown)), None))["loss"]
+    assert torch.isfinite(loss)
 
 
 def test_members_learn_from_different_groups_but_are_judged_on_all():
@@ -156,8 +180,8 @@ def episode(success, progress=None, length=40):
 
 
 def test_linear_labels_rise_to_1_on_a_success_and_are_capped_on_a_failure():
-    done = episode_groups([episode(True)], "linear", np.random.default_rng(0))
-    failed = episode_groups([episode(False)], "linear", np.random.default_rng(0))
+    done = episode_groups([episode(True)], "linear", LAYOUT, np.random.default_rng(0))
+    failed = episode_groups([episode(False)], "linear", LAYOUT, np.random.default_rng(0))
     assert done.progress.max() > 0.9
     assert failed.progress.max() == pytest.approx(0.4)
     assert (np.diff(done.progress, axis=1) >= 0.0).all()
@@ -165,9 +189,9 @@ def test_linear_labels_rise_to_1_on_a_success_and_are_capped_on_a_failure():
 
 def test_dense_labels_need_recorded_progress():
     with pytest.raises(ConfigurationError, match="records no progress"):
-        episode_groups([episode(True)], "dense", np.random.default_rng(0))
+        episode_groups([episode(True)], "dense", LAYOUT, np.random.default_rng(0))
     recorded = episode(False, np.linspace(0.0, 0.3, 40, dtype=np.float32))
-    found = episode_groups([recorded], "dense", np.random.default_rng(0))
+    found = episode_groups([recorded], "dense", LAYOUT, np.random.default_rng(0))
     assert found.progress.max() <= 0.3
 
 

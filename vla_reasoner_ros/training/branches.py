@@ -2,9 +2,10 @@
 
 A value is of use to a search only if it ranks the candidates of one decision, and a world model
 only if it imagines their outcomes; correlation over all states says nothing about either. Here a
-pilot (the scripted expert, disturbed, or a policy) drives; now and then the state is saved and
-candidates are simulated from it: the pilot's own actions, the undisturbed expert's, Gaussians
-around the pilot's, and unrelated bold moves. Each goes on for a second macro-action.
+pilot (the scripted expert, disturbed, a policy, or the search itself) drives; now and then the
+state is saved and candidates are simulated from it: the pilot's own actions, the undisturbed
+expert's, Gaussians around the pilot's, and unrelated bold moves. Each goes on for a second
+macro-action.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
-from dataclasses import dataclass, fields
+import os
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vla_reasoner_ros import plugins
+from vla_reasoner_ros.components import LEARNED, ComponentParameters, load_components
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.paths import MODELS_VARIABLE
+from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.sim.experts import Expert
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
@@ -205,6 +210,19 @@ class ExpertPilot:
         return actions
 
 
+class SearchPilot:
+    """The search over learned models: it goes where they promise too much, to be told better."""
+
+    def __init__(self, world: World, reasoner: Reasoner, seed: int) -> None:
+        self._world = world
+        self._reasoner = reasoner
+        reasoner.reset(seed)
+
+    def macro(self) -> NDArray[np.float64]:
+        """(M, 7) the next actions."""
+        return self._reasoner.decide(self._world.observation()).chunk.actions[:MACRO_STEPS]
+
+
 class PolicyPilot:
     """A policy, asked for a chunk whose first macro-action is executed."""
 
@@ -345,7 +363,7 @@ def record_scene(
     seed: int,
     share: float,
     share_near: float,
-    policy: Any = None,
+    driver: Any = None,
     most: int = EPISODE_ACTIONS // MACRO_STEPS,
 ) -> Branches | None:
     """Drive one episode and branch on some of its decisions.
@@ -357,7 +375,7 @@ def record_scene(
         share: of the macro-actions that are branched.
         share_near: the same while the fingers are within :data:`NEAR` of a block, where little
             differences decide.
-        policy: drives instead of the disturbed expert.
+        driver: a policy or a Reasoner that drives instead of the disturbed expert.
         most: decisions after which the episode is left.
 
     Returns:
@@ -366,7 +384,13 @@ def record_scene(
     rng = np.random.default_rng([seed, list(TASKS).index(task), 7])
     layout = LatentLayout()
     world.reset(task, seed)
-    pilot = ExpertPilot(world, rng) if policy is None else PolicyPilot(world, policy)
+    pilot: ExpertPilot | SearchPilot | PolicyPilot
+    if driver is None:
+        pilot = ExpertPilot(world, rng)
+    elif isinstance(driver, Reasoner):
+        pilot = SearchPilot(world, driver, seed)
+    else:
+        pilot = PolicyPilot(world, driver)
     decisions = []
     for _ in range(EPISODE_ACTIONS // MACRO_STEPS):
         actions = pilot.macro()
@@ -389,12 +413,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", type=float, default=0.35, help="share of decisions branched")
     parser.add_argument("--share-near", type=float, default=0.35, help="the same near a block")
     parser.add_argument("--policy", default="", help="registered policy that drives; empty: expert")
+    parser.add_argument(
+        "--search", action="store_true", help="the search over the learned models drives the policy"
+    )
+    parser.add_argument("--models", default="", help="folder of the driver's weights; the shipped")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="added to the first scene's seed")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Record what is missing, one file a scene."""
+    if arguments.models:
+        os.environ[MODELS_VARIABLE] = arguments.models
     tasks = list(TASKS)
     jobs = []
     for part, first, count in (
@@ -403,7 +433,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         for index in range(count):
             seed = first + arguments.seed + index
-            name = f"{arguments.policy or 'expert'}_{seed:06d}.npz"
+            name = f"{_driver_name(arguments)}_{seed:06d}.npz"
             path = arguments.output / part / name
             if not path.exists():
                 jobs.append((path, tasks[index % len(tasks)], seed, arguments))
@@ -414,8 +444,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _driver_name(arguments: argparse.Namespace) -> str:
+    if arguments.search:
+        return "search"
+    return arguments.policy or "expert"
+
+
+def _driver(arguments: argparse.Namespace) -> Any:
+    """The Reasoner, the policy, or None for the expert."""
+    if arguments.search:
+        parameters = ComponentParameters(world_model=LEARNED)
+        if arguments.policy:
+            parameters = replace(parameters, policy=arguments.policy)
+        found = load_components(parameters)
+        return Reasoner(found.policy, found.world_model, found.value, found.prior)
+    return plugins.create("policy", arguments.policy) if arguments.policy else None
+
+
 _process: dict[str, Any] = {}
-"""The world and the policy of a worker process, made once."""
+"""The world and the driver of a worker process, made once."""
 
 
 def _record(job: tuple[Path, str, int, argparse.Namespace]) -> None:
@@ -425,12 +472,11 @@ def _record(job: tuple[Path, str, int, argparse.Namespace]) -> None:
 
         torch.set_num_threads(1)
         _process["world"] = World()
-        name = arguments.policy
-        _process["policy"] = plugins.create("policy", name) if name else None
+        _process["driver"] = _driver(arguments)
     # A scene whose pilot was done before the first branch is tried again with more branches.
     shares = arguments.share, arguments.share_near
     while True:
-        found = record_scene(_process["world"], task, seed, *shares, _process["policy"])
+        found = record_scene(_process["world"], task, seed, *shares, _process["driver"])
         if found is not None:
             break
         shares = 1.0, 1.0

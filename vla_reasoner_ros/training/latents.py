@@ -132,34 +132,37 @@ def true_latents(
 
 def encode_images(encoder: Encoder, agent: NDArray, wrist: NDArray, arm: Float32) -> Float32:
     """(F, Z) latents of (F, 96, 96, 3) images and the (F, A) arm part."""
+    device = next(encoder.network.parameters()).device
     rows = [
         encoder.encode_arrays(
-            torch.from_numpy(np.array(agent[start : start + _BATCH])),
-            torch.from_numpy(np.array(wrist[start : start + _BATCH])),
-            torch.from_numpy(arm[start : start + _BATCH]),
-        ).numpy()
+            torch.from_numpy(np.array(agent[start : start + _BATCH])).to(device),
+            torch.from_numpy(np.array(wrist[start : start + _BATCH])).to(device),
+            torch.from_numpy(arm[start : start + _BATCH]).to(device),
+        )
+        .cpu()
+        .numpy()
         for start in range(0, len(arm), _BATCH)
     ]
     return np.concatenate(rows)
 
 
-def load_branches(folder: Path, encoder: Encoder, cache: Path) -> BranchLatents:
-    """All branched decisions of a folder as latents.
+def load_branches(folders: Sequence[Path], encoder: Encoder, cache: Path) -> BranchLatents:
+    """All branched decisions of some folders as latents.
 
     Args:
-        folder: of the scenes' files.
+        folders: of the scenes' files.
         encoder: makes the latents.
         cache: where they are kept between runs.
 
     Raises:
         ConfigurationError: there are none, or a file is none of branched decisions.
     """
-    paths = branch_files(folder)
-    progress = Progress(f"latents of {folder}", len(paths), "scenes")
+    paths = [path for folder in folders for path in branch_files(folder)]
+    progress = Progress(f"latents of {', '.join(map(str, folders))}", len(paths), "scenes")
     parts = []
     for done, path in enumerate(paths, start=1):
         stamp = f"{path.stat().st_size:x}_{path.stat().st_mtime_ns:x}"
-        kept = cache / encoder.fingerprint[:16] / folder.name / f"{path.stem}_{stamp}.npz"
+        kept = cache / encoder.fingerprint[:16] / path.parent.name / f"{path.stem}_{stamp}.npz"
         if kept.exists():
             arrays = _read(kept)
         else:

@@ -400,7 +400,13 @@ def closed_loop_measures(path: Path, arm: str = "search_learned") -> dict[str, A
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--branches", type=Path, default=Path("data/branches/held_out"))
+    parser.add_argument(
+        "--branches",
+        type=Path,
+        nargs="+",
+        default=[Path("data/branches/held_out")],
+        help="folders of branched decisions that no training saw",
+    )
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
     parser.add_argument(
         "--closed-loop",

@@ -109,6 +109,15 @@ class _Progress:
         return sum(row["step"] > self.best_step for row in self.curve)
 
 
+def training_device() -> torch.device:
+    """The GPU where there is one; its convolutions and products keep all digits of float32."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda")
+
+
 def train(
     module: nn.Module,
     loss: Loss,
@@ -139,7 +148,7 @@ def train(
         ModelError: the loss is no longer finite.
     """
     directory = Path(directory)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     if parameters.threads:
         torch.set_num_threads(parameters.threads)
     module.to(device)

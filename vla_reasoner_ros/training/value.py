@@ -3,14 +3,17 @@
 The unit of training is a group of states that share an instruction: the outcomes of one decision's
 candidates, as the encoder saw them and as the world model imagines them, or steps of one episode.
 Besides the value itself, its differences within a group are regressed, since a search compares
-nothing else, and pairs are ranked (Bradley and Terry's model). ``--labels linear`` trains the
-paper's linear progress i / (T - 1) on episodes instead (arXiv 2509.22643, eq. 7).
+nothing else, and pairs are ranked (Bradley and Terry's model). Where the task of a recording says
+which objects its sentence is about, that is taught as well: from progress alone a network that
+has seen a thousand scenes still mixes them up. ``--labels linear`` trains the paper's linear
+progress i / (T - 1) on episodes instead (arXiv 2509.22643, eq. 7).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from torch.nn import functional
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.training.latents import (
     BranchLatents,
     EpisodeLatents,
@@ -31,10 +35,10 @@ from vla_reasoner_ros.training.latents import (
     load_branches,
     load_episodes,
 )
-from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
+from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train, training_device
 from vla_reasoner_ros.values.progress import MODEL_NAME, ProgressNetwork, ValueConfig
 from vla_reasoner_ros.weights import save_model
-from vla_reasoner_ros.world_models.encoder import Encoder
+from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout
 from vla_reasoner_ros.world_models.latent import DynamicsNetwork, load_dynamics
 
 GROUP = 16
@@ -43,6 +47,8 @@ FAILURE_CAP = 0.4
 """The most that linear labels grant a failed episode."""
 RANK_SCALE = 0.03
 """The difference of values at which a pair counts as well told apart."""
+UNKNOWN = -1
+"""A role that nobody says."""
 KEEP = 0.8
 """Share of the groups that each member of the ensemble learns from."""
 
@@ -56,12 +62,15 @@ class Groups:
         sentence: (N, S).
         progress: (N, G) label of each state.
         kind: (N,) 0 seen, 1 imagined, 2 steps of an episode.
+        roles: (N, 2) which objects the sentence is about, by their places in the latent: the one
+            to move and where it shall go; :data:`UNKNOWN` where nobody says.
     """
 
     latents: Float32
     sentence: Float32
     progress: Float32
     kind: NDArray[np.int64]
+    roles: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.progress)
@@ -73,23 +82,37 @@ class Groups:
             "sentence": torch.from_numpy(self.sentence[indices]),
             "progress": torch.from_numpy(self.progress[indices]),
             "kind": torch.from_numpy(self.kind[indices]),
+            "roles": torch.from_numpy(self.roles[indices]),
             "group": torch.from_numpy(indices if rng is not None else indices * 0 - 1),
         }
 
     @classmethod
     def join(cls, parts: list[Groups]) -> Groups:
         """Put several sets together."""
-        names = ("latents", "sentence", "progress", "kind")
+        names = ("latents", "sentence", "progress", "kind", "roles")
         return cls(*[np.concatenate([getattr(p, n) for p in parts]) for n in names])
 
 
-def seen_groups(branches: BranchLatents) -> Groups:
+def roles_of(tasks: Sequence[str], layout: LatentLayout) -> NDArray[np.int64]:
+    """(N, 2) the objects that tasks are about, see :class:`Groups`."""
+
+    def place(name: str | None) -> int:
+        return layout.objects.index(name) if name in layout.objects else UNKNOWN
+
+    about = [
+        (TASKS[name].block, TASKS[name].target) if name in TASKS else (None, None) for name in tasks
+    ]
+    return np.array([[place(block), place(target)] for block, target in about], dtype=np.int64)
+
+
+def seen_groups(branches: BranchLatents, layout: LatentLayout) -> Groups:
     """The outcomes of each decision's candidates, as the encoder saw them rendered."""
     return Groups(
         branches.outcomes,
         branches.sentence,
         branches.outcome_progress[:, :, 0],
         np.zeros(len(branches), dtype=np.int64),
+        roles_of(branches.task, layout),
     )
 
 
@@ -115,23 +138,28 @@ def imagined_groups(branches: BranchLatents, dynamics: DynamicsNetwork) -> Group
                 branches.sentence,
                 branches.outcome_progress[:, :, horizon],
                 np.ones(count, dtype=np.int64),
+                roles_of(branches.task, dynamics.config.layout),
             )
         )
     return Groups.join(parts)
 
 
-def episode_groups(episodes: list[EpisodeLatents], labels: str, rng: np.random.Generator) -> Groups:
+def episode_groups(
+    episodes: list[EpisodeLatents], labels: str, layout: LatentLayout, rng: np.random.Generator
+) -> Groups:
     """Random steps of each episode.
 
     Args:
         episodes: as latents.
         labels: ``dense`` takes the recorded progress, ``linear`` i / (T - 1), capped on failures.
+        layout: of the latents.
         rng: picks the steps.
 
     Raises:
         ConfigurationError: dense labels of an episode that records no progress.
     """
     rows: list[tuple[Float32, Float32, Float32]] = []
+    tasks: list[str] = []
     for episode in episodes:
         length = len(episode)
         progress = episode.progress
@@ -143,9 +171,11 @@ def episode_groups(episodes: list[EpisodeLatents], labels: str, rng: np.random.G
         for _ in range(max(1, length // GROUP)):
             steps = np.sort(rng.integers(0, length, GROUP))
             rows.append((episode.encoded[steps], episode.sentence, progress[steps]))
+            tasks.append(episode.task)
     return Groups(
         *[np.stack([row[i] for row in rows]).astype(np.float32) for i in range(3)],
         np.full(len(rows), 2, dtype=np.int64),
+        roles_of(tasks, layout),
     )
 
 
@@ -158,7 +188,8 @@ def value_loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         values = module(latents.flatten(0, 1), sentences).unflatten(-1, (groups, size))
     members = values.shape[0]
     # Members differ by what they learn from: a fixed pseudo-random subset of the groups each.
-    number = batch["group"][None] * members + torch.arange(members)[:, None]
+    number = batch["group"][None] * members
+    number = number + torch.arange(members, device=number.device)[:, None]
     draw = ((number * 2654435761) % 4294967296).float() / 4294967296.0
     keep = ((draw < KEEP) | (batch["group"][None] < 0)).float()
     share = keep / keep.sum().clamp_min(1.0)
@@ -177,12 +208,20 @@ def value_loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
     weight = (gap.abs() / 0.05).clamp_max(1.0) * (gap.abs() > 0.003)
     pairs = functional.softplus(-told / RANK_SCALE) * weight
     ranking = pairs.sum(dim=(-1, -2)) / weight.sum(dim=(-1, -2)).clamp_min(1.0)
+    roles = batch["roles"].flatten().expand(members, -1)
+    attention = functional.cross_entropy(
+        module.roles(batch["sentence"]).flatten(1, 2).transpose(1, 2),  # type: ignore[operator]
+        roles,
+        ignore_index=UNKNOWN,
+        reduction="sum",
+    ) / (roles != UNKNOWN).sum().clamp_min(1)
     average = values.mean(dim=0)
     order = rank_correlation(average.detach(), true)
     return {
         "loss": 3.0 * mean(regression.mean(-1))
         + 6.0 * mean(differences.mean(-1))
-        + 0.3 * mean(ranking),
+        + 0.3 * mean(ranking)
+        + 0.3 * attention,
         "error": (average - true).abs().mean(),
         "rank": order.mean(),
     }
@@ -218,14 +257,25 @@ def rank_correlation(values: Tensor, true: Tensor) -> Tensor:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--branches", type=Path, default=Path("data/branches"))
+    parser.add_argument(
+        "--branches",
+        type=Path,
+        nargs="+",
+        default=[Path("data/branches")],
+        help="folders of branched decisions",
+    )
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
     parser.add_argument("--labels", choices=["dense", "linear"], default="dense")
     parser.add_argument(
-        "--imagined", action="store_true", help="learn from the world model's outcomes too"
+        "--imagined",
+        type=Path,
+        metavar="FOLDER",
+        help="learn from outcomes imagined by the world model in this folder too; best by one that "
+        "never saw these scenes, since it then errs as it will in use",
     )
     parser.add_argument("--cache", type=Path, default=Path("data/latents"))
     parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
+    parser.add_argument("--batch-size", type=int, default=32, help="groups a step")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -237,6 +287,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.models or models_directory()
     torch.set_num_threads(arguments.threads)
     encoder = Encoder.load(folder)
+    encoder.network.to(training_device())
     rng = np.random.default_rng(arguments.seed)
     training, held_out, data = _groups(arguments, folder, encoder, rng)
     config = ValueConfig(layout=encoder.layout)
@@ -245,7 +296,7 @@ def run(arguments: argparse.Namespace) -> int:
         network = ProgressNetwork(config)
     parameters = TrainerParameters(
         steps=arguments.steps,
-        batch_size=32,
+        batch_size=arguments.batch_size,
         learning_rate=1e-3,
         weight_decay=1e-3,
         evaluate_every=500,
@@ -291,14 +342,14 @@ def _groups(
     training, held_out = [], []
     if arguments.labels == "dense":
         sides = {
-            side: load_branches(arguments.branches / side, encoder, arguments.cache)
+            side: load_branches([f / side for f in arguments.branches], encoder, arguments.cache)
             for side in ("train", "held_out")
         }
         data |= {"decisions": len(sides["train"]), "scenes": len(np.unique(sides["train"].scene))}
-        training.append(seen_groups(sides["train"]))
-        held_out.append(seen_groups(sides["held_out"]))
+        training.append(seen_groups(sides["train"], encoder.layout))
+        held_out.append(seen_groups(sides["held_out"], encoder.layout))
         if arguments.imagined:
-            dynamics, card = load_dynamics(folder, encoder)
+            dynamics, card = load_dynamics(arguments.imagined, encoder)
             training.append(imagined_groups(sides["train"], dynamics))
             held_out.append(imagined_groups(sides["held_out"], dynamics))
             data["world_model"] = card["tensors_sha256"]
@@ -307,7 +358,7 @@ def _groups(
     if arguments.episodes:
         seen, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
         parts = [load_episodes(side, encoder, arguments.cache) for side in (seen, unseen)]
-        training.append(episode_groups(parts[0], arguments.labels, rng))
-        held_out.append(episode_groups(parts[1], arguments.labels, rng))
+        training.append(episode_groups(parts[0], arguments.labels, encoder.layout, rng))
+        held_out.append(episode_groups(parts[1], arguments.labels, encoder.layout, rng))
         data |= {"episodes": len(seen), "episodes_sha256": seen.content_hash}
     return Groups.join(training), Groups.join(held_out), data

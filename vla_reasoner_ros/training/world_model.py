@@ -29,7 +29,7 @@ from vla_reasoner_ros.training.latents import (
     load_branches,
     load_episodes,
 )
-from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
+from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train, training_device
 from vla_reasoner_ros.weights import save_model
 from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout
 from vla_reasoner_ros.world_models.latent import (
@@ -41,6 +41,8 @@ from vla_reasoner_ros.world_models.latent import (
 
 MOVED = 0.002
 """A displacement in one macro-action from which an object counts as moved, m."""
+NEAR_MISS = 0.035
+"""Distance of a block from the fingers at which it is held or nearly so, m."""
 TOUCHED_WEIGHT = 6.0
 """How much more the position of a moved object counts than that of one that stays."""
 
@@ -154,10 +156,16 @@ def _step_terms(
     weight = 1.0 + TOUCHED_WEIGHT * moved
     objects = (((error / 0.01).square() + 0.01).sqrt() * weight).mean()
     contact = functional.binary_cross_entropy_with_logits(
-        contact_logits, moved.expand_as(contact_logits), pos_weight=torch.tensor(2.0)
+        contact_logits, moved.expand_as(contact_logits), pos_weight=contact_logits.new_tensor(2.0)
     )
     held, is_held = pair("block_held")
-    grasp = functional.binary_cross_entropy(held.clamp(1e-5, 1.0 - 1e-5), is_held.expand_as(held))
+    # Grasps and releases are rare and decide tasks; so do near misses.
+    was_held = layout.get(before, "block_held")
+    close = (truth - layout.get(after, "ee_position")[..., None, :]).norm(dim=-1)[..., :blocks]
+    rare = 1.0 + 4.0 * (is_held != was_held) + 3.0 * (close < NEAR_MISS)
+    grasp = functional.binary_cross_entropy(
+        held.clamp(1e-4, 1.0 - 1e-4), is_held.expand_as(held), weight=rare.expand_as(held)
+    )
     touched = moved[..., :blocks]
     yaw, true_yaw = pair("block_yaw")
     up, true_up = pair("object_up")
@@ -186,10 +194,17 @@ def _step_terms(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--branches", type=Path, default=Path("data/branches"))
+    parser.add_argument(
+        "--branches",
+        type=Path,
+        nargs="+",
+        default=[Path("data/branches")],
+        help="folders of branched decisions",
+    )
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
     parser.add_argument("--cache", type=Path, default=Path("data/latents"))
     parser.add_argument("--models", type=Path, help="folder of encoder and result; the shipped")
+    parser.add_argument("--batch-size", type=int, default=256, help="sequences a step")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -201,8 +216,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.models or models_directory()
     torch.set_num_threads(arguments.threads)
     encoder = Encoder.load(folder)
+    encoder.network.to(training_device())
     sides = {
-        side: load_branches(arguments.branches / side, encoder, arguments.cache)
+        side: load_branches([f / side for f in arguments.branches], encoder, arguments.cache)
         for side in ("train", "held_out")
     }
     training = [from_branches(sides["train"])]
@@ -218,7 +234,7 @@ def run(arguments: argparse.Namespace) -> int:
         network = DynamicsNetwork(config)
     parameters = TrainerParameters(
         steps=arguments.steps,
-        batch_size=256,
+        batch_size=arguments.batch_size,
         learning_rate=1e-3,
         evaluate_every=500,
         threads=arguments.threads,

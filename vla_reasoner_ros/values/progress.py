@@ -95,13 +95,17 @@ class ProgressNetwork(nn.Module):
         Returns:
             (E, B).
         """
-        layout, members = self.config.layout, self.config.members
+        members = self.config.members
         batch = latents.shape[0]
-        attention = self.attention(sentences).unflatten(-1, (ROLES, len(layout.objects)))
-        attention = attention.softmax(dim=-1).expand(-1, batch, -1, -1)
+        attention = self.roles(sentences).softmax(dim=-1).expand(-1, batch, -1, -1)
         words = self.words(sentences.expand(members, -1, -1)).expand(-1, batch, -1)
         features = self._features(latents.expand(members, -1, -1), attention)
         return torch.sigmoid(self.body(torch.cat([features, words], dim=-1))[..., 0])
+
+    def roles(self, sentences: Tensor) -> Tensor:
+        """(E, B, 2, K) logits of which object each role falls to, from (B, S) sentence vectors."""
+        objects = len(self.config.layout.objects)
+        return self.attention(sentences).unflatten(-1, (ROLES, objects))
 
     def _features(self, latents: Tensor, attention: Tensor) -> Tensor:
         """(E, B, F) what the two attended objects, the fingers and the sentence's scene show."""
@@ -136,15 +140,15 @@ class ProgressNetwork(nn.Module):
                 distances(in_hand),
                 distances(thing[..., :3] - goal[..., :3]),
                 distances(hand - goal[..., :3]),
-                (hand - torch.tensor([0.5, 0.0, 0.1])) / 0.1,
-                (thing[..., :3] - torch.tensor([0.5, 0.0, 0.05])) / 0.1,
+                (hand - hand.new_tensor([0.5, 0.0, 0.1])) / 0.1,
+                (thing[..., :3] - hand.new_tensor([0.5, 0.0, 0.05])) / 0.1,
                 # Heights decide whether a block rests, is lifted or is past the edge of a plate.
-                torch.tanh((thing[..., 2:3] - torch.tensor([0.0225, 0.0325, 0.0675])) / 0.01),
+                torch.tanh((thing[..., 2:3] - hand.new_tensor([0.0225, 0.0325, 0.0675])) / 0.01),
                 thing[..., 3:],
                 goal[..., 3:],
                 columns,
                 gripper,
-                torch.tanh((gripper - torch.tensor([0.3, 0.56, 0.9])) / 0.1),
+                torch.tanh((gripper - gripper.new_tensor([0.3, 0.56, 0.9])) / 0.1),
             ],
             dim=-1,
         )

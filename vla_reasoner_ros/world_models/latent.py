@@ -24,6 +24,7 @@ from vla_reasoner_ros.weights import load_into, load_model
 from vla_reasoner_ros.world_models.base import Slots
 from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout, rotation_matrix
 from vla_reasoner_ros.world_models.ensemble import EnsembleMlp
+from vla_reasoner_ros.world_models.tracking import ObjectTracker
 
 MODEL_NAME = "latent_dynamics"
 TRANSLATION_SCALE = 0.02
@@ -48,7 +49,7 @@ class DynamicsConfig:
     layout: LatentLayout = field(default_factory=LatentLayout)
     macro_steps: int = 4
     members: int = 3
-    hidden: int = 160
+    hidden: int = 192
 
     @classmethod
     def from_card(cls, values: dict[str, Any]) -> DynamicsConfig:
@@ -101,7 +102,7 @@ class DynamicsNetwork(nn.Module):
         self.arm = EnsembleMlp(
             config.members, (arm + 6 * objects, hidden, hidden, 7 + layout.joints)
         )
-        things = objects + 12 + 1 + 5 + 6 * objects + 4
+        things = objects + 6 + 6 * (1 + config.macro_steps) + 1 + 5 + 6 * objects + 4
         self.object = EnsembleMlp(config.members, (arm + things, hidden, hidden, hidden, 11))
         with torch.no_grad():
             # Before it has seen anything the network says: the arm obeys, nothing is touched.
@@ -151,14 +152,17 @@ class DynamicsNetwork(nn.Module):
         moved = self.arm(torch.cat([arm, near_and_far(to_objects.flatten(-2))], dim=-1))
         new_position = position + actions[..., :3].sum(dim=1) + TRANSLATION_SCALE * moved[..., :3]
         turn = rotation_from_vector(ROTATION_SCALE * moved[..., 3:6])
-        for step in range(actions.shape[1]):
-            turn = turn @ rotation_from_vector(actions[:, actions.shape[1] - 1 - step, 3:6])
-        new_rotation = turn @ rotation
+        places, rotations = self._path(position, rotation, new_position, actions)
+        new_rotation = turn @ rotations[..., -1, :, :]
         # The fingers close or open fully within a macro-action unless something stops them.
         new_gripper = torch.sigmoid(3.0 * scaled[:, -1, 6:] + 4.0 * moved[..., 6:7])
         carried = new_position - position
 
-        new = self._objects(latents, arm, rotation, to_objects, carried, new_gripper)
+        # What counts for a grasp is where things are in the hand when the fingers close.
+        in_hand = torch.einsum(
+            "ebsji,ebskj->ebksi", rotations, objects[..., None, :, :] - places[..., None, :]
+        )
+        new = self._objects(latents, arm, to_objects, in_hand, carried, new_gripper)
         blocks = layout.blocks
         contact = torch.sigmoid(new[..., 0])
         contact = torch.where(contact < STAY_BELOW, torch.zeros_like(contact), contact)
@@ -183,12 +187,30 @@ class DynamicsNetwork(nn.Module):
         )
         return Imagined(imagined, new[..., 0])
 
+    def _path(
+        self, position: Tensor, rotation: Tensor, end: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Commanded poses of the hand, (E, B, M + 1, 3) and (E, B, M + 1, 3, 3), its own first.
+
+        Positions are bent to end where the arm is thought to arrive.
+        """
+        members, steps = position.shape[0], actions.shape[1]
+        offsets = actions[..., :3].cumsum(dim=1)
+        share = torch.arange(1, steps + 1, device=actions.device)[:, None] / steps
+        bend = (end - position - offsets[:, -1])[..., None, :] * share
+        places = position[..., None, :] + offsets + bend
+        turns = rotation_from_vector(actions[..., 3:6])
+        rotations = [rotation]
+        for step in range(steps):
+            rotations.append(turns[:, step].expand(members, -1, -1, -1) @ rotations[-1])
+        return torch.cat([position[..., None, :], places], dim=-2), torch.stack(rotations, dim=-3)
+
     def _objects(
         self,
         latents: Tensor,
         arm: Tensor,
-        rotation: Tensor,
         to_objects: Tensor,
+        in_hand: Tensor,
         carried: Tensor,
         gripper: Tensor,
     ) -> Tensor:
@@ -202,7 +224,6 @@ class DynamicsNetwork(nn.Module):
 
         objects = layout.get(latents, "object_position")
         between = objects[..., None, :, :] - objects[..., :, None, :]
-        in_hand = torch.einsum("ebji,ebkj->ebki", rotation, to_objects)
         state = torch.cat(
             [
                 of_blocks(layout.get(latents, "block_yaw")),
@@ -217,7 +238,7 @@ class DynamicsNetwork(nn.Module):
             [
                 torch.eye(count, device=arm.device).expand(members, batch, -1, -1),
                 near_and_far(to_objects),
-                near_and_far(in_hand),
+                near_and_far(in_hand.flatten(-2)),
                 objects[..., 2:] / 0.1,
                 state,
                 near_and_far(between.flatten(-2)),
@@ -269,6 +290,7 @@ class LatentWorldModel:
         self.macro_steps = config.macro_steps
         self.joints = config.layout.joints
         self.latent_source = self.encoder.fingerprint
+        self._tracker = ObjectTracker(config.layout)
         self._states = torch.zeros((0, config.layout.width))
         self._variance = torch.zeros(0)
 
@@ -282,8 +304,9 @@ class LatentWorldModel:
         self._variance = torch.zeros(capacity)
 
     def encode(self, observation: Observation) -> None:
-        """Write the state that was seen to slot 0."""
-        self._states[0] = self.encoder.encode([observation])[0]
+        """Write the state that was seen to slot 0, with what is hidden where it was seen last."""
+        seen = self.encoder.encode([observation])[0]
+        self._states[0] = self._tracker.update(seen, observation.stamp_ns)
         self._variance[0] = 0.0
 
     @torch.inference_mode()
