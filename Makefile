@@ -39,4 +39,4 @@ test-kilted: ## the tests under ROS 2 Kilted from PyPI, in an environment of its
 	@exec scripts/kilted.sh $(ARGS)
 
 clean: ## removes what set-up, build and runs made; recordings and models stay
-	rm -rf .venv build install log out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build install log out resource/report/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -330,6 +330,15 @@ def test_a_camera_that_the_replay_has_not_is_refused(replayed, capsys):
     assert "'ceiling': the replay has pictures of" in capsys.readouterr().err
 
 
+def test_the_verb_writes_a_replay_for_rerun_too(replayed, tmp_path, capsys):
+    pytest.importorskip("rerun", reason="the extra rerun (rerun-sdk) is not installed")
+    path = tmp_path / "replay.rrd"
+    html = tmp_path / "replay.html"
+    assert cli.main(["report", str(replayed.path), "--html", str(html), "--rerun", str(path)]) == 0
+    assert path.read_bytes().startswith(b"RRF")
+    assert html.is_file()
+
+
 # Calibrations.
 
 

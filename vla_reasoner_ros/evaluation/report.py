@@ -15,13 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vla_reasoner_ros.data.cameras import load_cameras
+from vla_reasoner_ros.data.cameras import FixedCamera, load_cameras
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import summary, svg
 from vla_reasoner_ros.evaluation.page import assembly
 from vla_reasoner_ros.evaluation.page.moments import Recording, from_run
 from vla_reasoner_ros.evaluation.page.packing import pack
-from vla_reasoner_ros.evaluation.page.replays import from_replay
+from vla_reasoner_ros.evaluation.page.replays import from_replay, log_replay
 from vla_reasoner_ros.evaluation.records import (
     Arm,
     DecisionRecord,
@@ -31,6 +31,7 @@ from vla_reasoner_ros.evaluation.records import (
 )
 from vla_reasoner_ros.evaluation.replay_record import Replay, read_replay
 from vla_reasoner_ros.evaluation.statistics import Proportion
+from vla_reasoner_ros.evaluation.views import RerunLog
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.parameters import flatten
 from vla_reasoner_ros.paths import share_directory
@@ -64,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=EXPLORER_PICTURE_WIDTH,
         help=f"a replay's wider pictures are made smaller (default {EXPLORER_PICTURE_WIDTH})",
     )
+    parser.add_argument(
+        "--rerun", type=Path, help="write a replay as a Rerun recording (.rrd) too; extra rerun"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,8 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.results.is_dir():
         path = arguments.html or arguments.results / "report.html"
         replay = read_replay(arguments.results)
+        cameras = replay_cameras(replay, arguments.cameras)
+        if arguments.rerun is not None:
+            log = RerunLog(arguments.rerun)
+            log_replay(replay, log, cameras)
+            log.close()
+            print(arguments.rerun)
         left_out = write_replay_report(
-            path, replay, arguments.camera, arguments.cameras, arguments.picture_width
+            path, replay, arguments.camera, cameras, arguments.picture_width
         )
     else:
         path = arguments.html or arguments.results.with_suffix(".html")
@@ -101,8 +111,24 @@ def _read_results(path: Path) -> RunRecord:
         ) from error
 
 
+def replay_cameras(replay: Replay, cameras: str) -> dict[str, FixedCamera]:
+    """The calibration by name or path; empty takes that of the contract's name if it exists.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    contract = replay.info["settings"]["contract"]
+    named = share_directory() / "config" / "cameras" / f"{contract}.yaml"
+    wanted = cameras or (named if named.is_file() else "")
+    return load_cameras(wanted) if wanted else {}
+
+
 def write_replay_report(
-    path: str | Path, replay: Replay, camera: str, cameras: str, picture_width: int
+    path: str | Path,
+    replay: Replay,
+    camera: str,
+    cameras: Mapping[str, FixedCamera],
+    picture_width: int,
 ) -> str:
     """Write the report of a replayed bag, atomically.
 
@@ -110,20 +136,17 @@ def write_replay_report(
         path: the file.
         replay: it.
         camera: whose pictures are shown; empty chooses one.
-        cameras: calibration by name or path; empty takes that of the contract's name if it exists.
+        cameras: calibrations by name; see :func:`replay_cameras`.
         picture_width: wider pictures are made smaller, pixels.
 
     Returns:
         As :func:`write_page`.
 
     Raises:
-        ConfigurationError: no decision, or the camera or the calibration is unknown.
+        ConfigurationError: no decision, or the camera is unknown.
     """
     settings = replay.info["settings"]
-    named = share_directory() / "config" / "cameras" / f"{settings['contract']}.yaml"
-    wanted = cameras or (named if named.is_file() else "")
-    known = load_cameras(wanted) if wanted else {}
-    recordings = from_replay(replay, camera, known)
+    recordings = from_replay(replay, camera, cameras)
     if not recordings:
         raise ConfigurationError(f"replay {replay.path}: there is no decision in it")
     facts = [("bag", replay.info["bag"]), ("version", replay.info["version"])]

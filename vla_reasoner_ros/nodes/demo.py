@@ -125,11 +125,11 @@ def finish(records: Sequence[EpisodeRecord], arguments: argparse.Namespace) -> N
         picture_size=PICTURE_SIZE,
     )
     report = arguments.out / "report.html"
-    write_report(report, record)
+    left_out = write_report(report, record)
     numbers = json.dumps(results | {"episodes": episodes}, indent=1)
     write_atomically(arguments.out / "results.json", numbers.encode())
     print("\n" + table(results, ARMS))
-    for note in record.notes:
+    for note in (*record.notes, *filter(None, [left_out])):
         print(f"note: {note}")
     print(f"report: {report.resolve()}")
 

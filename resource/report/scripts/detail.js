@@ -127,14 +127,16 @@ export class Detail {
     const same = winner === 0;
     const body = rows.map(([name, first, second, say]) => {
       const difference =
-        !same && typeof first === "number" && typeof second === "number" && name !== "visits"
-          ? signed(first - second) : "";
+        name === "value"
+          ? signed(columns.margin[index])
+          : typeof first === "number" && typeof second === "number" && name !== "visits"
+            ? signed(first - second) : "";
       return element("tr", {}, element("th", {}, name),
         ...(same ? [] : [cell(say(first))]), cell(say(second)), ...(same ? [] : [cell(difference)]));
     });
     const head = same
       ? ["", "policy's own, winner"]
-      : ["", `winner, ${winner}`, "policy's own, 0", "difference"];
+      : ["", `winner, ${winner}`, "policy, 0", "difference"];
     const table = element("table", { class: "why" },
       element("thead", {}, element("tr", {},
         ...head.map((text, i) => element("th", i ? { class: "r" } : {}, text)))),
@@ -191,7 +193,7 @@ export class Detail {
     const head = ["candidate", "drawn by", "visits", "value", "density",
       ...(tree?.positions ? ["moves, mm"] : [])];
     const rows = listed.map((one) => {
-      const role = one.id === winner ? ", winner" : one.id === 0 ? ", policy's own" : "";
+      const role = one.id === winner ? ", winner" : one.id === 0 ? ", policy" : "";
       const node = tree?.roots[one.id];
       const path = node === undefined ? null : line(tree, shape, node);
       const mm = path && moved(tree, path);

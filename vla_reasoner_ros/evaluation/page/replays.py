@@ -15,9 +15,12 @@ from vla_reasoner_ros.data.images import encode_jpeg
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation.page.moments import Moment, Recording
 from vla_reasoner_ros.evaluation.replay_record import Replay, Row
+from vla_reasoner_ros.evaluation.views import RerunLog, annotated
+from vla_reasoner_ros.search.lines import imagined_paths
 from vla_reasoner_ros.search.statistics import Status, TreeSnapshot
 
 JPEG_QUALITY = 80
+PICTURE_HEIGHT = 480
 TREE_FIELDS = ("parents", "visits", "values", "leaf_values", "priors", "origins", "ee_positions")
 _SAME = (
     "sequence",
@@ -100,6 +103,29 @@ def from_replay(
             )
         )
     return recordings
+
+
+def log_replay(replay: Replay, log: RerunLog, cameras: Mapping[str, FixedCamera]) -> None:
+    """Write the decisions of a replay to a Rerun recording.
+
+    Args:
+        replay: it.
+        log: where to.
+        cameras: calibrations by name, for paths in the pictures.
+    """
+    for row in replay.rows():
+        seen = replay.observation(row["stamp_ns"])
+        if seen is None:
+            continue
+        statistics = _statistics(row, replay.info)
+        tree = replay.tree(row["stamp_ns"]) if row["nodes"] else None
+        paths = imagined_paths(vars(tree), statistics) if tree is not None else ()
+        name = next((n for n in seen.images if n in cameras), next(iter(seen.images), ""))
+        picture = None
+        if name:
+            image, camera = seen.images[name], cameras.get(name)
+            picture = annotated(image, paths, statistics, camera, PICTURE_HEIGHT)
+        log.add(seen, statistics, paths, picture)
 
 
 def _moments(replay: Replay, rows: Sequence[Row], camera: str, start: float) -> Iterator[Moment]:
