@@ -41,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "export-bags": Verb(
         "episodes to rosbag2 (MCAP) recordings", "vla_reasoner_ros.data.episode_bags"
     ),
+    "lerobot": Verb("LeRobot datasets (v3) to episodes and back", "vla_reasoner_ros.data.lerobot"),
     "branches": Verb(
         "record branched decisions: many candidates from the same state",
         "vla_reasoner_ros.training.branches",
