@@ -126,7 +126,7 @@ def test_every_launch_file_and_argument_exists(page):
     for block in code(page):
         for launch_file in re.findall(r"\b(\w+\.launch\.py)", block):
             assert (ROOT / "launch" / launch_file).is_file(), f"no launch file {launch_file}"
-        for argument in re.findall(r"(?<![\w:/])([a-z_]+):=", block):
+        for argument in re.findall(r"(?<![\w:/])(?<!-p )([a-z_]+):=", block):
             declared = re.search(rf'argument\(\s*"{argument}"', bringup + sources("launch"))
             assert declared, f"no launch argument {argument}"
 
