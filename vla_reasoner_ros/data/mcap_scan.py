@@ -17,12 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import lz4.frame
+from backports import zstd
 from rosbags.interfaces import MessageDefinition, MessageDefinitionFormat
-
-try:
-    from compression import zstd  # Python 3.14
-except ImportError:
-    from backports import zstd
 
 from vla_reasoner_ros.errors import BagError
 
