@@ -1,6 +1,7 @@
-"""One ROS domain for each test run, loopback only, and the Hypothesis profiles."""
+"""One ROS domain for each test process, loopback only, one thread, and the Hypothesis profiles."""
 
 import os
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
@@ -11,6 +12,12 @@ _domain = DomainLease()
 os.environ["ROS_DOMAIN_ID"] = str(_domain.domain_id)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 use_shared_memory(os.environ)
+# The tests share the cores: threads that wait for one another make a busy machine much slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nodes that the tests start run the modules that the tests import, with one cache of kernels.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+)
 
 _relaxed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", derandomize=True, database=None, **_relaxed)
