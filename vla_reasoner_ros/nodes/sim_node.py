@@ -19,7 +19,7 @@ from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_stamp
 from vla_reasoner_ros.ros.conversions import compressed_to_message, image_to_message
 from vla_reasoner_ros.ros.diagnostics import Report
-from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
+from vla_reasoner_ros.ros.lifecycle import GRACE_S, BaseParameters, LifecycleNode, run
 from vla_reasoner_ros.ros.simulation import (
     camera_to_message,
     joints_to_message,
@@ -88,7 +88,7 @@ class SimNode(LifecycleNode[SimParameters]):
                 CameraInfo, f"{name}/camera_info", images
             )
         self._loop = SimulationLoop(self.parameters, self)
-        self._loop.start()
+        self.result_of(self._loop.begin())
         for kind, topic, take in (
             (JointTrajectory, "joint_trajectory", self._command),
             (Float64, "gripper_command", self._grip),
@@ -111,7 +111,7 @@ class SimNode(LifecycleNode[SimParameters]):
         """Free the scene."""
         self.diagnostics.remove("simulation")
         if hasattr(self, "_loop"):
-            self._loop.stop()
+            self._loop.stop(GRACE_S if self.ending.is_set() else ANSWER_S)
             del self._loop
 
     # Called by the loop, in its thread.

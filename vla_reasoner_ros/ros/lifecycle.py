@@ -354,7 +354,7 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
                 self.get_logger().info(f"did not {what}: {error}")
                 return False
             except Exception as error:
-                reason = f"cannot {what}: {error or repr(error)}"
+                reason = f"cannot {what}: {str(error) or repr(error)}"
                 self.stop_reason = self.stop_reason or reason
                 self.get_logger().error(f"{reason}\n{traceback.format_exc()}")
                 return False

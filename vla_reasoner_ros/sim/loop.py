@@ -117,8 +117,12 @@ class SimulationLoop:
         Raises:
             ConfigurationError: the world cannot be made.
         """
+        self.begin().result(timeout)
+
+    def begin(self) -> Future[None]:
+        """Begin to make the world, which is done when the answer is; see :meth:`start`."""
         self._thread.start()
-        self._ready.result(timeout)
+        return self._ready
 
     def resume(self) -> None:
         """Let time pass, and say first how things stand."""
