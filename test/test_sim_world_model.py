@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
 from vla_reasoner_ros.sim.experts import Expert
@@ -133,12 +134,15 @@ class TestPrivilegedValue:
         assert values[0, 0] == world.progress()
         assert values[0, 1] > values[0, 0]
 
-    def test_binds_to_the_simulator_only(self):
-        class Latent:
-            name = "latent"
+    def test_reads_latents_only_of_the_layout_that_it_knows(self):
+        class Pixels:
+            name = "pixels"
 
-        with pytest.raises(ConfigurationError, match=r"simulator.*'latent'"):
-            PrivilegedValue().bind(Latent())
+            def latents(self, slots):
+                return torch.zeros((len(slots), 3))
+
+        with pytest.raises(ConfigurationError, match=r"true states or latents of .*'pixels' has 3"):
+            PrivilegedValue().bind(Pixels())
 
     def test_must_be_bound_first(self):
         with pytest.raises(ConfigurationError, match="bind"):

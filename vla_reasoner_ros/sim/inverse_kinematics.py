@@ -39,6 +39,27 @@ class Chain(NamedTuple):
     tool_quaternion: FloatArray
 
 
+class Problem(NamedTuple):
+    """A chain and how its inverse is sought; see :class:`DifferentialInverseKinematics`.
+
+    Attributes:
+        chain: the bodies.
+        home: (J,) rad.
+        low, high: (J,) position limits, rad.
+        damping: lambda^2.
+        gain: k.
+        iterations: at most.
+    """
+
+    chain: Chain
+    home: FloatArray
+    low: FloatArray
+    high: FloatArray
+    damping: float
+    gain: float
+    iterations: int
+
+
 def chain_to(model: mujoco.MjModel, site: str, joints: int) -> Chain:
     """Read the serial chain that carries a site.
 
@@ -97,17 +118,21 @@ class DifferentialInverseKinematics:
         posture_gain: float = 0.05,
         iterations: int = 8,
     ) -> None:
-        self._chain = chain_to(model, "tcp", robot.joints)
-        self._home = np.array(robot.home, dtype=np.float64)
-        self._low = np.array(robot.limits.position_min, dtype=np.float64)
-        self._high = np.array(robot.limits.position_max, dtype=np.float64)
-        self._damping = damping**2
-        self._gain = posture_gain
-        self._iterations = iterations
+        self.problem = Problem(
+            chain_to(model, "tcp", robot.joints),
+            np.array(robot.home, dtype=np.float64),
+            np.array(robot.limits.position_min, dtype=np.float64),
+            np.array(robot.limits.position_max, dtype=np.float64),
+            damping**2,
+            posture_gain,
+            iterations,
+        )
+        """What the compiled functions of this module take."""
 
     def forward(self, joints: FloatArray) -> tuple[FloatArray, FloatArray]:
         """TCP position (3,) m and quaternion (4,) w x y z at joint positions (7,) rad."""
-        position, quaternion, _ = _forward(self._chain, np.asarray(joints, dtype=np.float64))
+        joints = np.asarray(joints, dtype=np.float64)
+        position, quaternion, _ = forward(self.problem.chain, joints)
         return position, quaternion
 
     def solve(
@@ -125,15 +150,11 @@ class DifferentialInverseKinematics:
             left: m and rad, in one norm.
         """
         joints = np.array(seed, dtype=np.float64)
-        error = _solve(
-            self._chain, joints, position, quaternion, self._home, self._low, self._high,
-            self._damping, self._gain, self._iterations,
-        )  # fmt: skip
-        return joints, float(error)
+        return joints, float(solve(self.problem, joints, position, quaternion))
 
 
 @numba.njit(cache=True)
-def _multiply(a: FloatArray, b: FloatArray) -> FloatArray:
+def multiply(a: FloatArray, b: FloatArray) -> FloatArray:
     """(4,) product of two quaternions w x y z."""
     product = np.empty(4)
     product[0] = a[0] * b[0] - a[1] * b[1] - a[2] * b[2] - a[3] * b[3]
@@ -158,13 +179,13 @@ def _turn(q: FloatArray, v: FloatArray) -> FloatArray:
 
 
 @numba.njit(cache=True)
-def _forward(chain: Chain, joints: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def forward(chain: Chain, joints: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """TCP position (3,), quaternion (4,), and its geometric Jacobian (6, J), linear rows first."""
     position, quaternion = np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0])
     axes, anchors = np.zeros((len(joints), 3)), np.zeros((len(joints), 3))
     for i in range(len(chain.joints)):
         position = position + _turn(quaternion, chain.positions[i])
-        quaternion = _multiply(quaternion, chain.quaternions[i])
+        quaternion = multiply(quaternion, chain.quaternions[i])
         joint = chain.joints[i]
         if joint >= 0:
             axes[joint] = _turn(quaternion, chain.axes[i])
@@ -173,10 +194,10 @@ def _forward(chain: Chain, joints: FloatArray) -> tuple[FloatArray, FloatArray, 
             hinge = np.empty(4)
             hinge[0] = np.cos(half)
             hinge[1:] = np.sin(half) * chain.axes[i]
-            quaternion = _multiply(quaternion, hinge)
+            quaternion = multiply(quaternion, hinge)
             position = anchors[joint] - _turn(quaternion, chain.anchors[i])
     position = position + _turn(quaternion, chain.tool_position)
-    quaternion = _multiply(quaternion, chain.tool_quaternion)
+    quaternion = multiply(quaternion, chain.tool_quaternion)
     quaternion /= np.sqrt(np.sum(quaternion * quaternion))
     jacobian = np.empty((6, len(joints)))
     for j in range(len(joints)):
@@ -190,22 +211,14 @@ def _forward(chain: Chain, joints: FloatArray) -> tuple[FloatArray, FloatArray, 
 
 
 @numba.njit(cache=True)
-def _solve(
-    chain: Chain,
-    joints: FloatArray,
-    position: FloatArray,
-    quaternion: FloatArray,
-    home: FloatArray,
-    low: FloatArray,
-    high: FloatArray,
-    damping: float,
-    gain: float,
-    iterations: int,
+def solve(
+    problem: Problem, joints: FloatArray, position: FloatArray, quaternion: FloatArray
 ) -> float:
     """Move ``joints`` (in place) to the pose; the norm of the error that is left."""
+    chain, home, low, high, damping, gain, iterations = problem
     error = np.empty(6)
     for iteration in range(iterations + 1):
-        reached, orientation, jacobian = _forward(chain, joints)
+        reached, orientation, jacobian = forward(chain, joints)
         error[:3] = position - reached
         error[3:] = _rotation_between(orientation, quaternion)
         if iteration == iterations or (iteration and np.abs(error).max() < CONVERGED):
@@ -224,7 +237,7 @@ def _solve(
 @numba.njit(cache=True)
 def _rotation_between(start: FloatArray, end: FloatArray) -> FloatArray:
     inverse = np.array([start[0], -start[1], -start[2], -start[3]])
-    difference = _multiply(end, inverse)
+    difference = multiply(end, inverse)
     sine = np.sqrt(np.sum(difference[1:] * difference[1:]))
     if sine < 1e-15:
         return np.zeros(3)

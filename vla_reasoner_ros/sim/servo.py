@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.sim.headless import mujoco
-from vla_reasoner_ros.sim.inverse_kinematics import DifferentialInverseKinematics, rotate
+from vla_reasoner_ros.sim.inverse_kinematics import (
+    DifferentialInverseKinematics,
+    Problem,
+    forward,
+    multiply,
+    solve,
+)
 from vla_reasoner_ros.types import FloatArray
 
 TOLERANCE = 2e-3
@@ -83,20 +90,64 @@ class Servo:
         Returns:
             The state at its end, (substeps, 7) joint commands, and whether the target was reached.
         """
-        position = state.position + motion[:3]
-        quaternion = rotate(state.quaternion, motion[3:6])
-        goal, error = self.kinematics.solve(state.joints, position, quaternion)
-        move = goal - state.joints
-        excess = float(np.max(np.abs(move) / self._reach))
-        if excess > 1.0:
-            goal = state.joints + move / excess
-        reached = excess <= 1.0 and error <= TOLERANCE
-        if not reached:
-            position, quaternion = self.kinematics.forward(goal)
-        rate = (goal - state.joints) / self._dt
-        ends = np.stack([state.joints, state.rate, goal, rate])
-        commands = self._hermite @ ends + self.lead * (self._hermite_rate @ ends)
-        return ServoState(goal, rate, position, quaternion), commands, reached
+        goal, rate, position, quaternion, commands, reached = _follow(
+            self.kinematics.problem,
+            state.joints,
+            state.rate,
+            state.position,
+            state.quaternion,
+            np.asarray(motion, dtype=np.float64),
+            self._reach,
+            self._dt,
+            self.lead,
+            self._hermite,
+            self._hermite_rate,
+        )
+        return ServoState(goal, rate, position, quaternion), commands, bool(reached)
+
+
+@numba.njit(cache=True)
+def _follow(
+    problem: Problem,
+    joints: FloatArray,
+    rate: FloatArray,
+    position: FloatArray,
+    quaternion: FloatArray,
+    motion: FloatArray,
+    reach: FloatArray,
+    dt: float,
+    lead: FloatArray,
+    hermite: FloatArray,
+    hermite_rate: FloatArray,
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, bool]:
+    """Compiled :meth:`Servo.follow`: joints, rate and pose at the end, commands, reached."""
+    position = position + motion[:3]
+    angle = np.sqrt(np.sum(motion[3:6] * motion[3:6]))
+    turned = quaternion.copy()
+    if angle > 1e-12:
+        turn = np.empty(4)
+        turn[0] = np.cos(0.5 * angle)
+        turn[1:] = motion[3:6] * (np.sin(0.5 * angle) / angle)
+        turned = multiply(turn, quaternion)
+        turned /= np.sqrt(np.sum(turned * turned))
+    goal = joints.copy()
+    error = solve(problem, goal, position, turned)
+    excess = np.max(np.abs(goal - joints) / reach)
+    if excess > 1.0:
+        goal = joints + (goal - joints) / excess
+    reached = excess <= 1.0 and error <= TOLERANCE
+    if not reached:
+        position, turned, _ = forward(problem.chain, goal)
+    new_rate = (goal - joints) / dt
+    commands = np.empty((len(hermite), len(joints)))
+    for i in range(len(hermite)):
+        for j in range(len(joints)):
+            place = hermite[i, 0] * joints[j] + hermite[i, 1] * rate[j]
+            place += hermite[i, 2] * goal[j] + hermite[i, 3] * new_rate[j]
+            speed = hermite_rate[i, 0] * joints[j] + hermite_rate[i, 1] * rate[j]
+            speed += hermite_rate[i, 2] * goal[j] + hermite_rate[i, 3] * new_rate[j]
+            commands[i, j] = place + lead[j] * speed
+    return goal, new_rate, position, turned, commands, reached
 
 
 def _hermite_basis(s: FloatArray, dt: float) -> tuple[FloatArray, FloatArray]:
