@@ -16,8 +16,11 @@ pip_install() { "$ENVIRONMENT/bin/python" -m pip install -qq --disable-pip-versi
 constraints="$(mktemp)"
 trap 'rm -f "$constraints"' EXIT
 grep -v '^ros-' requirements/constraints.txt >"$constraints"
+# Three build tools have no wheel under Kilted's name; theirs without a name serve all distributions.
 pip_install --constraint "$constraints" \
-  --requirement <(sed 's/^ros-jazzy-/ros-kilted-/' requirements/ros.txt) \
+  --requirement <(sed -E 's/^ros-jazzy-/ros-kilted-/
+    s/^ros-kilted-(fastrtps-cmake-module|python-cmake-module|pybind11-vendor)/ros-\1/' \
+    requirements/ros.txt) \
   --requirement requirements/runtime.txt --requirement requirements/development.txt
 "$ENVIRONMENT/bin/python" scripts/fix_wheel_paths.py
 
