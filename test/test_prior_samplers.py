@@ -72,6 +72,20 @@ def test_every_prior_states_the_density_of_what_it_draws(name, index):
 
 
 @pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("index", range(4))
+def test_with_the_reference_come_the_same_draws(name, index):
+    spec = SPECS[name]
+    prior, around = priors(spec)[index], reference(spec)
+    drawn = prior.sample(around, 30, np.random.default_rng(0))
+    both = prior.sample_with_reference(around, 30, np.random.default_rng(0))
+    np.testing.assert_array_equal(both.actions[:, 0], around)
+    np.testing.assert_allclose(both.actions[:, 1:], drawn.actions, atol=1e-12)
+    density = prior.log_density(both.actions, around)
+    np.testing.assert_allclose(both.log_density, density, atol=1e-6)
+    assert both.origins == ("policy", *drawn.origins)
+
+
+@pytest.mark.parametrize("name", SPECS)
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=20)
 def test_displacements_are_inverse(name, seed):

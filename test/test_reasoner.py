@@ -327,7 +327,7 @@ FAILURES = {
     "encode raises": ("world_model", Point, "encode", crash, "out of order"),
     "value raises": ("value", Nearness, "evaluate", crash, "out of order"),
     "begin raises": ("value", Nearness, "begin", crash, "out of order"),
-    "prior raises": ("prior", GaussianPrior, "sample", crash, "out of order"),
+    "prior raises": ("prior", GaussianPrior, "sample_with_reference", crash, "out of order"),
     "value has no rows": ("value", Nearness, "evaluate", spoil(lambda v: v[0]), "floats"),
     "value is a list": ("value", Nearness, "evaluate", spoil(lambda v: v.tolist()), "list"),
     "value is of integers": (
@@ -342,21 +342,21 @@ FAILURES = {
     "prior is NaN": (
         "prior",
         GaussianPrior,
-        "sample",
+        "sample_with_reference",
         spoil(lambda c: dataclasses.replace(c, actions=c.actions * np.nan)),
         "not finite",
     ),
     "prior is short": (
         "prior",
         GaussianPrior,
-        "sample",
+        "sample_with_reference",
         spoil(lambda c: dataclasses.replace(c, actions=c.actions[:, :-1])),
         "expected",
     ),
     "density is NaN": (
         "prior",
         GaussianPrior,
-        "sample",
+        "sample_with_reference",
         spoil(lambda c: dataclasses.replace(c, log_density=c.log_density * np.nan)),
         "density",
     ),

@@ -420,19 +420,8 @@ def with_reference(prior: Prior) -> Propose:
     """The search's candidates from a prior: the reference itself, then the prior's draws."""
 
     def candidates(reference: Floats, count: int, rng: np.random.Generator) -> Proposals:
-        drawn = prior.sample(reference, count, rng)
-        own = reference[:, None]
-        density = prior.log_density(own, reference)
-        if drawn.actions.shape[:1] + drawn.actions.shape[2:] != reference.shape:
-            raise ModelError(
-                f"prior: expected ({len(reference)}, {count}, *{reference.shape[1:]}) actions, got "
-                f"{drawn.actions.shape}"
-            )
-        return Proposals(
-            np.concatenate([own, drawn.actions], axis=1),
-            np.concatenate([density, drawn.log_density], axis=1),
-            ("policy", *drawn.origins),
-        )
+        drawn = prior.sample_with_reference(reference, count, rng)
+        return Proposals(drawn.actions, drawn.log_density, drawn.origins)
 
     return candidates
 

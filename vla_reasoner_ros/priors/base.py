@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.types import ActionChunk, ActionSpec
 
 Actions = NDArray[np.float64]
@@ -51,3 +52,25 @@ class Prior(Protocol):
 
     def log_density(self, actions: Actions, reference: Actions) -> NDArray[np.float64]:
         """(B, K) log density of (B, K, M, D) actions given the (B, M, D) references."""
+
+    def sample_with_reference(
+        self, reference: Actions, count: int, rng: np.random.Generator
+    ) -> Candidates:
+        """As :meth:`sample`, with the references themselves as column 0; may be made faster.
+
+        Raises:
+            ModelError: :meth:`sample` answered in the wrong shape.
+        """
+        drawn = self.sample(reference, count, rng)
+        if drawn.actions.shape[:1] + drawn.actions.shape[2:] != reference.shape:
+            raise ModelError(
+                f"prior: expected ({len(reference)}, {count}, *{reference.shape[1:]}) actions, got "
+                f"{drawn.actions.shape}"
+            )
+        own = reference[:, None]
+        density = self.log_density(own, reference)
+        return Candidates(
+            np.concatenate([own, drawn.actions], axis=1),
+            np.concatenate([density, drawn.log_density], axis=1),
+            ("policy", *drawn.origins),
+        )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,6 +60,30 @@ class GaussianPrior(Prior):
             (self.name,) * count,
         )
 
+    def sample_with_reference(
+        self, reference: Actions, count: int, rng: np.random.Generator
+    ) -> Candidates:
+        """See :class:`Prior`: the same draws in one kernel, where actions are displacements."""
+        space, noise, flips = self._space, self._noise, self._flips
+        if not self.spec.is_delta:
+            return super().sample_with_reference(reference, count, rng)
+        nodes, steps, _ = reference.shape
+        moves = noise.sample((nodes, count), steps, rng)
+        chances = flips.chances((nodes, count), rng)
+        actions, log_density = _drawn(
+            reference,
+            moves,
+            chances,
+            noise.precision,
+            noise.correlation,
+            noise.log_peak(steps),
+            space.moved,
+            space.gripper,
+            space.gripper_ends,
+            flips.probability,
+        )
+        return Candidates(actions, log_density, ("policy", *(self.name,) * count))
+
     def log_density(self, actions: Actions, reference: Actions) -> NDArray[np.float64]:
         """See :class:`Prior`."""
         moves = self._space.displacements(actions, reference)
@@ -87,10 +113,54 @@ class Flips:
 
     def sample(self, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:
         """Draw an array of booleans."""
-        if self.probability == 0.0:
-            return np.zeros(shape, np.bool_)
-        return rng.random(shape) < self.probability
+        return self.chances(shape, rng) < self.probability
+
+    def chances(self, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Draw an array of numbers; those below the probability are flips."""
+        return np.ones(shape) if self.probability == 0.0 else rng.random(shape)
 
     def log_probability(self, flips: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Of each; -inf for a flip that is impossible."""
         return np.where(flips, self._flipped, self._kept)
+
+
+@numba.njit(cache=True)
+def _drawn(
+    reference: Actions,
+    moves: Actions,
+    chances: NDArray[np.float64],
+    precision: NDArray[np.float64],
+    correlation: float,
+    log_peak: float,
+    moved: NDArray[np.int64],
+    gripper: int,
+    gripper_ends: float,
+    probability: float,
+) -> tuple[Actions, NDArray[np.float64]]:
+    """References and displaced references (B, 1 + K, M, D), and their log densities."""
+    nodes, count, steps, size = moves.shape
+    share = correlation / (1.0 + (steps - 1) * correlation)
+    actions = np.empty((nodes, 1 + count, steps, reference.shape[2]))
+    log_density = np.empty((nodes, 1 + count))
+    kept = math.log1p(-probability)
+    flipped = math.log(probability) if probability > 0.0 else -np.inf
+    for b in range(nodes):
+        actions[b, 0] = reference[b]
+        log_density[b, 0] = log_peak + kept
+        for k in range(count):
+            is_flip = chances[b, k] < probability
+            for m in range(steps):
+                actions[b, 1 + k, m] = reference[b, m]
+                if gripper >= 0 and is_flip:
+                    actions[b, 1 + k, m, gripper] = gripper_ends - reference[b, m, gripper]
+            length = 0.0
+            for t in range(size):
+                total, squares = 0.0, 0.0
+                for m in range(steps):
+                    actions[b, 1 + k, m, moved[t]] += moves[b, k, m, t]
+                    value = moves[b, k, m, t] * precision[t]
+                    total += value
+                    squares += value * value
+                length += (squares - share * total * total) / (1.0 - correlation)
+            log_density[b, 1 + k] = log_peak - 0.5 * length + (flipped if is_flip else kept)
+    return actions, log_density

@@ -34,7 +34,7 @@ class MacroNoise:
             )
         self.std = std
         self.correlation = correlation
-        self._precision = 1.0 / std
+        self.precision = 1.0 / std
         self._log_std = float(np.log(std).sum())
 
     def sample(self, shape: tuple[int, ...], steps: int, rng: np.random.Generator) -> Floats:
@@ -53,14 +53,17 @@ class MacroNoise:
     def log_density(self, values: Floats) -> Floats:
         """(...,) of values (..., M, T), normalised."""
         steps, size = values.shape[-2:]
-        c = self.correlation
-        log_determinant = (
-            size * ((steps - 1) * math.log(1.0 - c) + math.log(1.0 + (steps - 1) * c))
-            + 2.0 * steps * self._log_std
-        )
-        constant = -0.5 * (log_determinant + steps * size * math.log(2.0 * math.pi))
         flat = np.ascontiguousarray(values).reshape(-1, steps, size)
-        return _log_density(flat, self._precision, c, constant).reshape(values.shape[:-2])
+        density = _log_density(flat, self.precision, self.correlation, self.log_peak(steps))
+        return density.reshape(values.shape[:-2])
+
+    def log_peak(self, steps: int) -> float:
+        """Log density of no displacement at all in M = ``steps`` actions."""
+        size, c = len(self.std), self.correlation
+        log_determinant = size * (
+            (steps - 1) * math.log(1.0 - c) + math.log(1.0 + (steps - 1) * c)
+        ) + (2.0 * steps * self._log_std)
+        return -0.5 * (log_determinant + steps * size * math.log(2.0 * math.pi))
 
 
 @numba.njit(cache=True)

@@ -51,15 +51,18 @@ class MotionSpace:
     Attributes:
         spec: the convention.
         size: T, numbers in a displacement.
+        moved: the dimensions of an action that displacements are added to.
+        gripper: the gripper's dimension, or -1.
+        gripper_ends: the sum of its two commands: the opposite of one is this less that.
     """
 
     def __init__(self, spec: ActionSpec) -> None:
         self.spec = spec
         self._motion = list(spec.motion_indices)
-        self._ends = (spec.gripper.open, spec.gripper.closed) if spec.gripper else (0.0, 0.0)
+        self.gripper_ends = spec.gripper.open + spec.gripper.closed if spec.gripper else 0.0
         self._is_pose = spec.representation is Representation.EE_POSE
-        self._moved = np.array(self._motion[:3] if self._is_pose else self._motion, np.int64)
-        self._gripper = -1 if spec.gripper is None else spec.gripper.index
+        self.moved = np.array(self._motion[:3] if self._is_pose else self._motion, np.int64)
+        self.gripper = -1 if spec.gripper is None else spec.gripper.index
         self.size = 6 if self._is_pose else len(self._motion)
 
     def deviations(self, std: Sequence[float] | None, name: str) -> Floats:
@@ -95,8 +98,9 @@ class MotionSpace:
         """
         if not self.spec.is_delta:
             displacements = np.cumsum(displacements, axis=2)
-        ends = self._ends[0] + self._ends[1]
-        actions = _displaced(reference, displacements, self._moved, flips, self._gripper, ends)
+        actions = _displaced(
+            reference, displacements, self.moved, flips, self.gripper, self.gripper_ends
+        )
         if self._is_pose:
             quaternion = self._motion[3:]
             turn = from_rotation_vector(displacements[..., 3:])
@@ -105,7 +109,7 @@ class MotionSpace:
 
     def displacements(self, actions: Floats, reference: Floats) -> Floats:
         """The inverse of :meth:`displace` for the motion: (B, K, M, T)."""
-        away = _difference(actions, reference, self._moved)
+        away = _difference(actions, reference, self.moved)
         if self._is_pose:
             quaternion = self._motion[3:]
             own = conjugate(reference[:, None][..., quaternion])
@@ -117,9 +121,9 @@ class MotionSpace:
 
     def flips(self, actions: Floats, reference: Floats) -> NDArray[np.bool_]:
         """(B, K) whether the gripper's mean command lies nearer the reference's opposite."""
-        if self._gripper < 0:
+        if self.gripper < 0:
             return np.zeros(actions.shape[:2], np.bool_)
-        return _flipped(actions, reference, self._gripper, self._ends[0] + self._ends[1])
+        return _flipped(actions, reference, self.gripper, self.gripper_ends)
 
 
 @numba.njit(cache=True)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from vla_reasoner_ros.errors import ModelError
 
 Floats = NDArray[np.floating[Any]]
+SOUND, ACTION, DENSITY = 0, -1, -2
+"""What may be wrong with candidates; see :func:`fault_of`."""
 Slots = NDArray[np.int64]
 
 Step = Callable[[Slots, NDArray[np.float32], Slots], None]
@@ -96,13 +98,13 @@ def doubted(uncertainty: Uncertainty, slots: Slots) -> NDArray[np.float64]:
 def proposed(
     models: Models, reference: NDArray[np.float64], count: int, rng: np.random.Generator
 ) -> Proposals:
-    """Ask the prior and check the form of its answer.
+    """Ask the prior and check the form of its answer; the numbers are for :func:`fault_of`.
 
     Returns:
         What it said, each macro-action as one row: actions (B, 1 + K, M * D).
 
     Raises:
-        ModelError: wrong shapes, a non-finite action, or a density that is NaN or +inf.
+        ModelError: wrong shapes.
     """
     answer = models.candidates(reference, count, rng)
     nodes, *step_shape = reference.shape
@@ -116,22 +118,31 @@ def proposed(
         raise ModelError(f"prior: expected {1 + count} origins, got {len(answer.origins)}")
     actions = np.ascontiguousarray(answer.actions, np.float64).reshape(nodes, 1 + count, -1)
     log_density = np.ascontiguousarray(answer.log_density, np.float64)
-    fault = _fault(actions, log_density)
-    if fault:
-        raise ModelError(f"prior: {fault}")
     return Proposals(actions, log_density, answer.origins)
 
 
+def refuse(fault: int) -> None:
+    """Raise what :func:`fault_of` found.
+
+    Raises:
+        ModelError: anything but :data:`SOUND`.
+    """
+    if fault != SOUND:
+        number = "an action is not finite"
+        raise ModelError(f"prior: {number if fault == ACTION else 'a log density is NaN or +inf'}")
+
+
 @numba.njit(cache=True)
-def _fault(actions: NDArray[np.float64], log_density: NDArray[np.float64]) -> str:
+def fault_of(actions: NDArray[np.float64], log_density: NDArray[np.float64]) -> int:
+    """Whether candidates can be used: actions are finite, densities neither NaN nor +inf."""
     for node in range(len(actions)):
         for column in range(actions.shape[1]):
             for number in actions[node, column]:
                 if not math.isfinite(number):
-                    return "an action is not finite"
+                    return ACTION
             if not log_density[node, column] < np.inf:
-                return "a log density is NaN or infinite"
-    return ""
+                return DENSITY
+    return SOUND
 
 
 def described(value: object) -> str:

@@ -81,7 +81,7 @@ class CandidateSource:
             As drawn, the reference first: actions (B, 1 + count, M * D).
 
         Raises:
-            ModelError: the prior's answer has the wrong form or is not finite.
+            ModelError: the prior's answer has the wrong form.
         """
         return proposed(models, reference.reshape(-1, *self._shape), count, rng)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.search import rivals
-from vla_reasoner_ros.search.base import Models, Proposals, doubted, evaluated
+from vla_reasoner_ros.search.base import SOUND, Models, Proposals, doubted, evaluated, refuse
 from vla_reasoner_ros.search.blend import mix_of
 from vla_reasoner_ros.search.budget import Budget, Stop
 from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
@@ -243,6 +243,7 @@ class Engine:
             made,
         )
         stages.lap("select")
+        refuse(min(leaves, SOUND))
         return leaves
 
     def _edge_capacity(self) -> int:

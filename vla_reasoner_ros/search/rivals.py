@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_reasoner_ros.search.base import Models, doubted, evaluated
+from vla_reasoner_ros.search.base import Models, doubted, evaluated, fault_of, refuse
 from vla_reasoner_ros.search.budget import Budget
 from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
 from vla_reasoner_ros.search.parameters import SearchParameters
@@ -115,6 +115,7 @@ class Rollouts:
 
     def _ask(self, reference: Floats, count: int) -> tuple[Floats, tuple[str, ...]]:
         drawn = self.source.ask(self._models, reference, count, self.rng)
+        refuse(fault_of(drawn.actions, drawn.log_density))
         self._stages.lap("prior")
         return drawn.actions, drawn.origins
 

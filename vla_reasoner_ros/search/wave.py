@@ -14,6 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.search.base import SOUND, fault_of
 from vla_reasoner_ros.search.blend import Mix
 from vla_reasoner_ros.search.candidates import attach
 from vla_reasoner_ros.search.selection import Rules, choose, wants_candidates
@@ -120,8 +121,12 @@ def expand(
         made: descents of the wave.
 
     Returns:
-        The number B of states to imagine.
+        The number B of states to imagine; negative, and nothing done, for a fault in the candidates
+        (see :func:`fault_of`).
     """
+    fault = fault_of(actions, log_density)
+    if fault != SOUND:
+        return fault
     count = len(actions)
     attach(tree, rules, mix, wave.expand[:count], wave.scale[:count], actions, log_density, origins)
     return _place(tree, rules, wave, made)
