@@ -26,7 +26,7 @@ from vla_reasoner_ros.evaluation.replay_settings import read_settings
 
 START, TENTH = 10**18, 10**8
 FRAMES, REPEATS = 200, 5
-DECIDED, LONG = 400, 20_000
+DECIDED, LONG = 240, 20_000
 """Frames of the bag that is thought about, and of the one that memory is watched over."""
 
 
@@ -36,14 +36,16 @@ def report(name: str, value: float, unit: str, n: int, detail: str) -> None:
     print(json.dumps({**line, "detail": detail}), flush=True)
 
 
-def write_bag(path: Path, contract: Contract, frames: int, size: int, compress: bool) -> Path:
-    """A bag of 10 Hz: two cameras, joint states, an instruction."""
+def write_bag(
+    path: Path, contract: Contract, frames: int, size: tuple[int, int], compress: bool
+) -> Path:
+    """A bag of 10 Hz: two cameras of a (height, width), joint states, an instruction."""
     robot = load_robot(contract.moments.robot)
     names = [*robot.joint_names, *contract.gripper.joints]
     home = [*robot.home, *([contract.gripper.open] * len(contract.gripper.joints))]
     rng = np.random.default_rng(0)
     shades = rng.integers(0, 255, (32, 1, 1, 3), dtype=np.uint8)
-    pictures = [np.broadcast_to(s, (3 * size // 4, size, 3)) for s in shades]
+    pictures = [np.broadcast_to(s, (*size, 3)) for s in shades]
     with BagWriter(path, compress=compress) as bag:
         topics = {"/instruction": STRING, f"/{contract.joint_states.topic}": JOINT_STATE}
         topics |= {f"/{camera.topic}": IMAGES[camera.type] for camera in contract.cameras.values()}
@@ -116,7 +118,7 @@ def main() -> None:
         }
         large = replace(contract, cameras=cameras)
         with tempfile.TemporaryDirectory() as folder:
-            path = write_bag(Path(folder, "bag"), large, FRAMES, 640, compress=False)
+            path = write_bag(Path(folder, "bag"), large, FRAMES, (480, 640), compress=False)
             read(path), bare(path)
             if kind == "image":
                 ratios = [read(path) / bare(path) for _ in range(REPEATS)]
@@ -126,7 +128,7 @@ def main() -> None:
             told = f"640x480 {kind}: aligned observations / pixels by bare rosbags"
             report(f"observe_{kind}_ratio", float(np.median(ratios)), "", REPEATS, told)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_bag(Path(folder, "bag"), contract, DECIDED, 128, compress=True)
+        path = write_bag(Path(folder, "bag"), contract, DECIDED, (96, 96), compress=True)
         with BagReader(path) as bag, contextlib.redirect_stderr(io.StringIO()):
             settings = read_settings(bag, overrides={"planner.world_model": "latent"})
             replay = replay_bag(bag, settings, Path(folder, "replay"))
@@ -138,7 +140,7 @@ def main() -> None:
             "whole replay / its decisions' own time, learned models, default search",
         )
     with tempfile.TemporaryDirectory() as folder:
-        path = write_bag(Path(folder, "bag"), contract, LONG, 128, compress=True)
+        path = write_bag(Path(folder, "bag"), contract, LONG, (96, 96), compress=True)
         grown: list[float] = []
         with BagReader(path) as bag, contextlib.redirect_stderr(io.StringIO()):
             overrides = {"planner.world_model": "none", "search.executed": 8}
