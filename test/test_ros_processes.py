@@ -33,7 +33,7 @@ def program(tmp_path, monkeypatch):
     return install
 
 
-def wait_until(condition, timeout=10.0):
+def wait_until(condition, timeout=120.0):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

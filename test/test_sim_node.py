@@ -50,7 +50,8 @@ class Robot:
         self.trajectories = node.create_publisher(JointTrajectory, "joint_trajectory", qos.COMMAND)
         self.grippers = node.create_publisher(Float64, "gripper_command", qos.COMMAND)
         client.change("sim_node", CONFIGURE)
-        client.wait(self.trajectories.get_subscription_count, 20.0, "the simulator's subscription")
+        self.wait(self.trajectories.get_subscription_count, "the simulator's subscription")
+        self.episode = 0
 
     def start(self, task="lift_green", seed=3):
         """Begin an episode and wait for its first images."""
@@ -58,19 +59,31 @@ class Robot:
             self.client.change("sim_node", DEACTIVATE)
         answer = self.reset(task, seed)
         assert answer.success, answer.message
-        self.client.spin(0.1)
-        for heard in self.heard.values():
-            heard.clear()
         self.client.change("sim_node", ACTIVATE)
-        self.wait(lambda: self.heard["agent/image_raw"] and self.heard["joint_states"], "images")
+        self.wait(self.began, "the first state and images")
         return answer.instruction
+
+    def began(self):
+        """Whether the episode has begun; what is left of the last one is forgotten."""
+        states = self.heard["simulator_state"]
+        first = next((state for state in states if state.episode > self.episode), None)
+        if first is None:
+            return False
+        begin = to_nanoseconds(first.header.stamp)
+        for topic in ("simulator_state", "joint_states", "agent/image_raw", "agent/camera_info"):
+            messages = self.heard[topic]
+            messages[:] = [m for m in messages if to_nanoseconds(m.header.stamp) >= begin]
+        if not (self.heard["agent/image_raw"] and self.heard["joint_states"]):
+            return False
+        self.episode = first.episode
+        return True
 
     def reset(self, task, seed):
         request = ResetEpisode.Request(task=task, seed=seed)
         return self.client.call(ResetEpisode, "sim_node/reset", request)
 
     def wait(self, condition, what):
-        return self.client.wait(condition, 15.0, what)
+        return self.client.wait(condition, 120.0, what)
 
     def joints(self):
         return np.array(self.heard["joint_states"][-1].position)
@@ -95,10 +108,10 @@ class Robot:
             message.points.append(point)
         self.trajectories.publish(message)
 
-    def diagnosed(self, key):
+    def diagnosed(self, key, task="simulation"):
         for array in reversed(self.heard["/diagnostics"]):
             for status in array.status:
-                if status.name == "sim_node: simulation":
+                if status.name == f"sim_node: {task}":
                     return {pair.key: pair.value for pair in status.values}.get(key)
         return None
 
@@ -127,7 +140,7 @@ def test_an_episode_begins_with_frames_of_one_stamp_and_stands_still(robot):
     (image,) = robot.heard["agent/image_raw"]
     assert image.header.stamp == state.header.stamp
     assert robot.heard["joint_states"][-1].header.stamp == state.header.stamp
-    assert robot.heard["/clock"][-1].clock == state.header.stamp
+    robot.wait(lambda: robot.heard["/clock"][-1].clock == state.header.stamp, "the clock")
     pixels = image_from_message(image, "agent")
     assert pixels.shape == (96, 96, 3)
     assert pixels.std() > 10
@@ -156,7 +169,12 @@ def test_in_lockstep_an_accepted_trajectory_lets_exactly_one_period_pass(robot):
     start_ns = robot.now_ns()
     goal = robot.joints()[:7] + 0.05
     robot.move(goal)
-    robot.wait(lambda: robot.now_ns() >= start_ns + 0.4 * SECOND, "the period's end")
+    end = start_ns + 0.4 * SECOND
+    for topic in ("simulator_state", "joint_states", "agent/image_raw"):
+        robot.wait(
+            lambda t=topic: to_nanoseconds(robot.heard[t][-1].header.stamp) >= end,
+            f"{topic} at the period's end",
+        )
     robot.client.spin(0.3)
     assert robot.now_ns() == start_ns + 0.4 * SECOND
     stamps = [to_nanoseconds(m.header.stamp) for m in robot.heard["joint_states"]]
@@ -171,13 +189,14 @@ def test_the_fingers_follow_the_gripper_command(robot):
     robot.start()
     assert robot.joints()[7:] == pytest.approx([0.04, 0.04], abs=2e-3)
     robot.grippers.publish(Float64(data=0.0))
-    robot.client.spin(0.2)
-    for _ in range(2):
+
+    def closed():
         before = robot.now_ns()
         robot.move(robot.joints()[:7])
-        robot.wait(lambda before=before: robot.now_ns() > before + 0.3 * SECOND, "time to pass")
-    robot.client.spin(0.2)
-    assert robot.joints()[7:] == pytest.approx([0.0, 0.0], abs=5e-3)
+        robot.wait(lambda: robot.now_ns() > before + 0.3 * SECOND, "time to pass")
+        return robot.joints()[7:] == pytest.approx([0.0, 0.0], abs=5e-3)
+
+    robot.wait(closed, "closed fingers")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +220,7 @@ def test_what_a_real_controller_refuses_is_refused_counted_and_moves_nothing(rob
 def test_a_gripper_command_out_of_range_is_refused_and_the_node_lives(robot):
     robot.start()
     robot.grippers.publish(Float64(data=7.0))
-    robot.client.spin(0.3)
+    robot.wait(lambda: robot.diagnosed("gripper_command: dropped", "state"), "the refusal")
     assert robot.client.state("sim_node") == ACTIVE
 
 
@@ -244,8 +263,9 @@ def test_real_time_passes_at_the_factor(tmp_path):
                 qos.CLOCK,
             )
             client.change("sim_node", CONFIGURE)
+            client.wait(lambda: stamps, 60.0, "the clock, which stands still")
+            begin_wall, (_, begin) = time.monotonic(), stamps[-1]
             client.change("sim_node", ACTIVATE)
-            client.wait(lambda: stamps and stamps[-1][1] > 2 * SECOND, 20.0, "one second")
-            passing = [(wall, ns) for wall, ns in stamps if ns > SECOND]
-            wall = passing[-1][0] - passing[0][0]
-            assert (passing[-1][1] - passing[0][1]) / SECOND <= 0.5 * wall + 0.15
+            client.wait(lambda: stamps[-1][1] >= begin + 2 * SECOND, 120.0, "two seconds")
+            wall, ns = stamps[-1]
+            assert (ns - begin) / SECOND <= 0.5 * (wall - begin_wall) + 0.15
