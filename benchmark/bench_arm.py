@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import rclpy
+from trajectory_msgs.msg import JointTrajectory
 
 from vla_reasoner_ros.control.executor import ChunkExecutor
 from vla_reasoner_ros.control.kinematics import Kinematics
@@ -14,10 +19,18 @@ from vla_reasoner_ros.control.motion import MotionPlanner
 from vla_reasoner_ros.control.parameters import ControlParameters, MotionParameters
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.control.trajectory import MotionState
+from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
 from vla_reasoner_ros.parameters import build
+from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.conversions import (
+    chunk_from_message,
+    chunk_to_message,
+    trajectory_to_message,
+)
 from vla_reasoner_ros.types import ActionChunk, ActionSpec, FloatArray, GripperSpec, Representation
 
 REPEATS = 500
+HOUR = 36_000  # chunks of 0.1 s
 STEPS = 16
 SECOND = 1_000_000_000
 
@@ -41,10 +54,11 @@ def timed(action: Callable[[int], object]) -> FloatArray:
     return seconds
 
 
-def validate() -> None:
+def validate(name: str, self_collision: bool) -> None:
     """A joint chunk made into a trajectory and validated, from a moving arm."""
     robot = load_robot("fr3")
-    planner = MotionPlanner(robot, Kinematics(robot), MotionParameters())
+    parameters = MotionParameters(self_collision=self_collision)
+    planner = MotionPlanner(robot, Kinematics(robot), parameters)
     rng = np.random.default_rng(0)
     chunks = []
     for _ in range(50):
@@ -55,40 +69,79 @@ def validate() -> None:
         chunks.append((start, robot.home + ways + noise))
     intervals = np.full(STEPS, 0.1)
     seconds = timed(lambda i: planner.through(*chunks[i % len(chunks)], intervals))
-    report("arm.validate_ms", seconds, f"{STEPS} waypoints of 7 joints, spline, joints and TCP")
+    detail = f"{STEPS} waypoints of 7 joints, spline, joints and TCP"
+    report(name, seconds, detail + (", self-collision" if self_collision else ""))
 
 
-def submit() -> None:
-    """End-effector chunks from reception to the trajectory, in closed loop."""
+def command() -> None:
+    """End-effector chunks from the message received to the message published, in closed loop."""
+    rclpy.init()
+    node = rclpy.create_node("bench_arm")
+    publisher = node.create_publisher(JointTrajectory, "joint_trajectory", qos.COMMAND)
     executor = ChunkExecutor(build(ControlParameters, {"enable_control": True}))
     names = ("x", "y", "z", "rx", "ry", "rz", "gripper")
     spec = ActionSpec(Representation.EE_DELTA, names, "base", 0.1, GripperSpec(6))
     now = SECOND
     executor.measured(now, executor.robot.home, np.zeros(7))
 
-    def step(index: int) -> None:
+    def message(index: int) -> ActionChunkMessage:
         actions = np.zeros((8, 7))
         phase = 0.3 * index
         actions[:, :3] = 0.005 * np.array([np.cos(phase), np.sin(phase), 0.5 * np.cos(phase)])
-        executor.submit(ActionChunk(spec, actions, now, index + 21), now)
+        return chunk_to_message(ActionChunk(spec, actions, now, index + 21), now)
 
     seconds = np.empty(REPEATS)
     for index in range(-20, REPEATS):
+        received = message(index)
         begin = time.perf_counter()
-        step(index)
+        motion = executor.submit(chunk_from_message(received), now).commands.trajectory
+        assert motion is not None
+        publisher.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
         if index >= 0:
             seconds[index] = time.perf_counter() - begin
         now += 400_000_000
         state = executor.commanded(now)
         assert state is not None
         executor.measured(now, state.position, state.velocity)
-    report("arm.submit_ms", seconds, "8 end-effector displacements, from chunk to trajectory")
+    rclpy.shutdown()
+    detail = "8 end-effector displacements, from the message received to the message published"
+    report("arm.chunk_to_command_ms", seconds, detail)
+
+
+def memory() -> None:
+    """What an hour's worth of chunks of 0.1 s leaves behind in the controller."""
+    executor = ChunkExecutor(build(ControlParameters, {"enable_control": True}))
+    spec = ActionSpec(Representation.JOINT_DELTA, executor.robot.joint_names, "", 0.1)
+    now = SECOND
+    executor.measured(now, executor.robot.home, np.zeros(7))
+    sizes = []
+    for index in range(HOUR):
+        actions = np.full((8, 7), 0.002 * np.cos(0.05 * index))
+        executor.submit(ActionChunk(spec, actions, now, index + 1), now)
+        now += SECOND // 10
+        state = executor.commanded(now)
+        assert state is not None
+        executor.measured(now, state.position, state.velocity)
+        if index % (HOUR // 10) == HOUR // 10 - 1:
+            gc.collect()
+            sizes.append(_resident())
+    grown = (sizes[-1] - sizes[1]) / 2**20
+    line = {"name": "arm.memory_growth_mib", "value": round(grown, 3), "unit": "MiB", "n": HOUR}
+    detail = "resident memory after 36,000 chunks less that after 7,200"
+    print(json.dumps({**line, "detail": detail}))
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:
     """Run the benchmarks of the arm controller."""
-    validate()
-    submit()
+    validate("arm.validate_ms", self_collision=False)
+    validate("arm.validate_collision_ms", self_collision=True)
+    command()
+    memory()
 
 
 if __name__ == "__main__":

@@ -803,3 +803,20 @@ def test_the_other_arms_move_as_well(robot):
         rig.run(0.4)
     rig.run(2.0)
     assert gripper == (robot == "panda")
+
+
+def test_with_temporal_ensembling_the_arm_goes_between_what_two_chunks_say():
+    """The second chunk says stay, the first said go: with equal weights the arm goes half way."""
+    travelled = {}
+    for ensemble in (False, True):
+        rig = Rig(chunk__ensemble=ensemble, chunk__ensemble_decay=0.0)
+        rig.submit(rig.chunk(FORWARD))
+        rig.run(0.4)
+        before = rig.pose()[0]
+        rig.submit(rig.chunk(np.zeros_like(FORWARD)))
+        rig.run(0.4)
+        travelled[ensemble] = np.linalg.norm(rig.pose()[0] - before)
+        rig.run(1.0)
+    said = 4.0 * np.linalg.norm(FORWARD[0, :3])
+    assert travelled[False] < 0.2 * said
+    assert travelled[True] == pytest.approx(0.5 * said, rel=0.2)

@@ -26,6 +26,7 @@ from vla_reasoner_ros.control.decode import (
     require_convention,
 )
 from vla_reasoner_ros.control.echo import SentCommands, as_played
+from vla_reasoner_ros.control.ensemble import TemporalEnsemble
 from vla_reasoner_ros.control.gripper import GripperSchedule
 from vla_reasoner_ros.control.joint_states import JointStateBuffer
 from vla_reasoner_ros.control.kinematics import Kinematics
@@ -78,6 +79,7 @@ class _Plan:
     arrivals: FloatArray  # s, at each waypoint; none in a slow approach, which skips the chunk
     stretch: float
     openings: FloatArray | None
+    meant: FloatArray  # (N, J) rad, the waypoints as the policy means them
 
 
 @dataclass
@@ -153,6 +155,7 @@ class ChunkExecutor:
         self._joints = JointStateBuffer(self.robot)
         self._playback = Playback(self.robot.joint_names)
         self._gripper = GripperSchedule()
+        self._ensemble = TemporalEnsemble()
         self._lead, self._stop_lead = LeadTime(), LeadTime()
         self._accepted = 0
         self._rejected = 0
@@ -248,7 +251,7 @@ class ChunkExecutor:
             start = self._commanded(switch_ns)
             trimmed = self._queue.trim(chunk, switch_ns)
             base = self._joints_at(chunk.observation_stamp_ns)
-            plan = self._plan(chunk, trimmed, base, start)
+            plan = self._plan(chunk, trimmed, base, start, switch_ns)
             spent_ns = self._spent_ns(now_ns)
             if self._lead.in_time(spent_ns, switch_ns - now_ns):
                 break
@@ -263,6 +266,8 @@ class ChunkExecutor:
         arrivals = plan.arrivals.tolist() if enabled else []
         ends = [switch_ns + round(arrival * NANOSECONDS) for arrival in arrivals]
         self._queue.commit(chunk, trimmed, switch_ns, ends)
+        if ends and self.parameters.chunk.ensemble:
+            self._ensemble.add(_due_ns(switch_ns, trimmed), plan.meant)
         commands = NOTHING
         if enabled:
             sent = self._run(motion, now_ns)
@@ -271,7 +276,12 @@ class ChunkExecutor:
         return Accepted(commands, motion, trimmed.first, plan.stretch, base)
 
     def _plan(
-        self, chunk: ActionChunk, trimmed: Trimmed, base: FloatArray, start: MotionState
+        self,
+        chunk: ActionChunk,
+        trimmed: Trimmed,
+        base: FloatArray,
+        start: MotionState,
+        switch_ns: int,
     ) -> _Plan:
         try:
             openings = gripper_openings(chunk, self.parameters.gripper)
@@ -286,7 +296,11 @@ class ChunkExecutor:
             )
             if self._approach_is_slow(chunk.spec, start, waypoints[0]):
                 approach = self._planner.to(start, waypoints[0])
-                return _Plan(approach, np.empty(0), 1.0, openings)
+                return _Plan(approach, np.empty(0), 1.0, openings, waypoints)
+            meant = waypoints
+            if self.parameters.chunk.ensemble:
+                decay = self.parameters.chunk.ensemble_decay
+                waypoints = self._ensemble.mean(_due_ns(switch_ns, trimmed), meant, decay)
             self._require_steps(start, waypoints)
             asked = np.diff(trimmed.due, prepend=0.0)
             spline, stretch = self._planner.through(start, waypoints, asked)
@@ -301,7 +315,7 @@ class ChunkExecutor:
             raise ChunkRejected(reason, str(error)) from error
         except TrajectoryError as error:
             raise ChunkRejected(RejectionReason.LIMIT, str(error)) from error
-        return _Plan(spline.trajectory, spline.arrivals, stretch, openings)
+        return _Plan(spline.trajectory, spline.arrivals, stretch, openings, meant)
 
     def _require_free(self, now_ns: int) -> None:
         if self._latched:
@@ -356,7 +370,8 @@ class ChunkExecutor:
         self._watch(now_ns)
         if self._hold is None and not self._user_hold and not self._latched:
             return Commands(None, self._gripper.due(now_ns, inclusive=False))
-        returning = self._resyncing and not self._joint_problem(now_ns)
+        resync = self._hold is not None and self._hold.resync
+        returning = self._resyncing and resync and not self._joint_problem(now_ns)
         if self._playback.moving(now_ns) and not self._stopping and not returning:
             return self._decelerate(now_ns)
         return self._after_stop(now_ns)
@@ -398,7 +413,7 @@ class ChunkExecutor:
         names = self.robot.joint_names
         motion = as_played(names, points, stamp_ns, now_ns, self.commanded)
         self._run(motion, now_ns)
-        self._queue.interrupt(now_ns)
+        self._interrupt(now_ns)
         self._hold = _Hold(
             "someone else commands the arm; reset when this is explained", latched=True
         )
@@ -433,7 +448,7 @@ class ChunkExecutor:
         """End a :meth:`hold`; chunks from observations since now are taken."""
         if self._user_hold:
             self._user_hold = ""
-            self._queue.interrupt(now_ns)
+            self._interrupt(now_ns)
 
     def emergency_stop(self, active: bool, now_ns: int) -> Commands:
         """Set or clear the emergency stop; setting it latches until :meth:`reset`."""
@@ -475,7 +490,7 @@ class ChunkExecutor:
         if displaced:
             self.reset_reference(now_ns)
         else:
-            self._queue.interrupt(now_ns)
+            self._interrupt(now_ns)
 
     def reset_reference(self, now_ns: int) -> None:
         """Forget motion and chunks; the next joint state becomes the commanded one.
@@ -536,12 +551,18 @@ class ChunkExecutor:
 
     # -- inside -----------------------------------------------------------------------------
 
+    def _interrupt(self, now_ns: int) -> None:
+        """The motion ends here; only newer observations count, and no older chunk."""
+        self._queue.interrupt(now_ns)
+        self._ensemble.clear()
+
     def _forget(self, not_before_ns: int | None) -> None:
         """No motion, no chunks; what was seen before a time is ignored from now on."""
         self._joints.clear(not_before_ns)
         self._queue.clear(not_before_ns)
         self._playback.clear()
         self._gripper.forget()
+        self._ensemble.clear()
         self._pending = None
         self._stopping = self._resyncing = False
 
@@ -553,7 +574,8 @@ class ChunkExecutor:
         state = self._playback.state(last)
         self._forget(None)
         if state is not None and not state.resting:
-            self._pending = self._run(TimedTrajectory(now_ns, self._planner.stop(state)), now_ns)
+            easing = TimedTrajectory(now_ns, self._planner.ease_out(state))
+            self._pending = self._run(easing, now_ns)
             self._stopping = True
 
     def _lead_ns(self) -> int:
@@ -585,7 +607,7 @@ class ChunkExecutor:
         motion = self._playback.motion
         if motion is None or not self._playback.moving(now_ns) or self._stopping:
             return NOTHING
-        self._queue.interrupt(now_ns)
+        self._interrupt(now_ns)
         for _ in range(LEAD_ATTEMPTS):  # the last one counts, however long it took
             lead_ns = self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time)
             switch_ns = now_ns + lead_ns
@@ -625,7 +647,7 @@ class ChunkExecutor:
             return
         if not self._joint_problem(now_ns):
             self._hold = None
-            self._queue.interrupt(now_ns)
+            self._interrupt(now_ns)
 
     def _after_stop(self, now_ns: int) -> Commands:
         """After the arm failed to follow: bring the command back to where the arm is."""
@@ -638,11 +660,11 @@ class ChunkExecutor:
             self._recover(now_ns)
             return NOTHING
         try:
-            motion = self._planner.to(self._commanded(now_ns), self._joints.newest.positions)
+            motion = self._planner.back(self._commanded(now_ns), self._joints.newest.positions)
         except TrajectoryError as error:
             self._hold = _Hold(f"{hold.reason}; the way back is closed: {error}", latched=True)
             return NOTHING
-        sent = self._run(TimedTrajectory(now_ns + self._lead_ns(), motion), now_ns)
+        sent = self._run(TimedTrajectory(now_ns, motion), now_ns)
         self._resyncing = True
         return Commands(sent)
 
@@ -685,3 +707,8 @@ class ChunkExecutor:
             self.parameters.watchdog.max_joint_state_age,
             self.parameters.chunk.max_clock_lead,
         )
+
+
+def _due_ns(switch_ns: int, trimmed: Trimmed) -> FloatArray:
+    """When the actions that are left are due, (N,) whole ns."""
+    return switch_ns + np.round(trimmed.due * NANOSECONDS)

@@ -11,7 +11,7 @@ from vla_reasoner_ros.control.kinematics import Kinematics, table_model
 from vla_reasoner_ros.control.parameters import MotionParameters
 from vla_reasoner_ros.control.robots import JointLimits, Robot, Workspace
 from vla_reasoner_ros.control.spline import TimedSpline, limited_spline_to_rest
-from vla_reasoner_ros.control.stopping import brake, move_to
+from vla_reasoner_ros.control.stopping import brake, ease_out, ease_to, move_to
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.control.validator import (
     LimitViolation,
@@ -137,12 +137,28 @@ class MotionPlanner:
         Raises:
             TrajectoryError: it would break a limit.
         """
+        limits = self._slow(start).joints
+        return self._checked(move_to(self._robot.joint_names, start, target, limits), start)
+
+    def back(self, start: MotionState, target: FloatArray) -> JointTrajectory:
+        """The same from rest, for a controller that may be anywhere between start and target.
+
+        Raises:
+            TrajectoryError: it would break a limit.
+        """
+        limits = self._slow(start).joints
+        motion = ease_to(self._robot.joint_names, start.position, target, limits)
+        return self._checked(motion, start)
+
+    def _slow(self, start: MotionState) -> _Allowed:
         factor = min(self._parameters.first_motion_factor, self._parameters.speed_factor)
-        full = self._allowed(self._parameters.speed_factor, start)
-        allowed = self._allowed(factor, start)
-        trajectory = move_to(self._robot.joint_names, start, target, allowed.joints)
-        violation = joint_violation(trajectory, allowed.joints)
+        return self._allowed(factor, start)
+
+    def _checked(self, trajectory: JointTrajectory, start: MotionState) -> JointTrajectory:
+        """A slow motion as it is, if no limit breaks."""
+        violation = joint_violation(trajectory, self._slow(start).joints)
         if violation is None:
+            full = self._allowed(self._parameters.speed_factor, start)
             violation, _ = self._tcp_violation(trajectory, full)
         if violation is None:
             violation = self._collision_violation(trajectory)
@@ -153,6 +169,10 @@ class MotionPlanner:
     def stop(self, start: MotionState) -> JointTrajectory:
         """To rest as fast as the robot's own limits allow."""
         return brake(self._robot.joint_names, start, self._robot.limits)
+
+    def ease_out(self, start: MotionState) -> JointTrajectory:
+        """To rest gently, from a state that is known roughly."""
+        return ease_out(self._robot.joint_names, start, self._robot.limits)
 
     def _tcp_violation(
         self, trajectory: JointTrajectory, allowed: _Allowed

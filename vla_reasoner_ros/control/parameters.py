@@ -71,6 +71,17 @@ class ChunkParameters:
         minimum=0.05,
         maximum=1.0,
     )
+    ensemble: bool = parameter(
+        False,
+        "Temporal ensembling: where chunks overlap in time the arm goes through the weighted mean "
+        "of their waypoints.",
+    )
+    ensemble_decay: float = parameter(
+        0.01,
+        "m of its weights exp(-m i), the oldest chunk first; 0 weighs all chunks alike.",
+        minimum=0.0,
+        maximum=10.0,
+    )
     position_tolerance: float = parameter(
         0.002,
         "Largest position error of the inverse kinematics.",

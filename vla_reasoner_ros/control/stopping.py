@@ -10,12 +10,18 @@ import numpy as np
 import ruckig
 
 from vla_reasoner_ros.control.robots import JointLimits
-from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState, resting
+from vla_reasoner_ros.control.trajectory import (
+    MIN_DURATION,
+    JointTrajectory,
+    MotionState,
+    resting,
+)
 from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.types import FloatArray
 
 MERGE = 2e-6  # s; knots closer than this become one
 HEADROOM = 0.99  # of acceleration and jerk, for what merging and whole nanoseconds cost
+EASE = 0.5  # of acceleration and jerk, for a stop from a state that is not known exactly
 SETTLED = 1e-12  # rad/s and rad/s^2 below which a joint counts as at rest
 
 
@@ -66,6 +72,56 @@ def move_to(
     request.max_acceleration = (HEADROOM * limits.acceleration).tolist()
     request.max_jerk = (HEADROOM * limits.jerk).tolist()
     return _solve(joint_names, request, start)
+
+
+def ease_to(
+    joint_names: tuple[str, ...],
+    position: FloatArray,
+    target: FloatArray,
+    limits: JointLimits,
+) -> JointTrajectory:
+    """From rest at one position (J,) to rest at another, rad, in one quintic.
+
+    Only its end is sent. Wherever the arm's controller really is between the two, its interpolation
+    from there takes the same time for a shorter way: it goes smoothly, or not at all.
+    """
+    way = np.abs(target - position)
+    # The quintic's largest speed, acceleration and jerk are these multiples of way / T^n.
+    duration = max(
+        float(np.max(1.875 * way / limits.velocity)),
+        float(np.sqrt(np.max(5.7736 * way / limits.acceleration))),
+        float(np.cbrt(np.max(60.0 * way / limits.jerk))),
+    )
+    duration = max(duration / HEADROOM, MIN_DURATION)
+    knots = np.stack([position, target])
+    zeros = np.zeros_like(knots)
+    times = np.array([0.0, round(duration * 1e9) * 1e-9])
+    return JointTrajectory(joint_names, times, knots, zeros, zeros)
+
+
+def ease_out(
+    joint_names: tuple[str, ...], start: MotionState, limits: JointLimits
+) -> JointTrajectory:
+    """To rest in one quintic, at a part of what the limits allow.
+
+    For a state that is known roughly, as after a jump of the clock: only the end is sent, and the
+    arm's controller interpolates to it from where it really is.
+    """
+    duration = max(
+        float(np.max(1.5 * np.abs(start.velocity) / (EASE * limits.acceleration))),
+        float(np.sqrt(np.max(6.0 * np.abs(start.velocity) / (EASE * limits.jerk)))),
+        float(np.max(np.abs(start.acceleration) / (0.1 * EASE * limits.jerk))),
+        MIN_DURATION,
+    )
+    way = duration * (start.velocity / 2.0 + duration * start.acceleration / 12.0)
+    zeros = np.zeros_like(way)
+    return JointTrajectory(
+        joint_names,
+        np.array([0.0, round(duration * 1e9) * 1e-9]),
+        np.stack([start.position, start.position + way]),
+        np.stack([start.velocity, zeros]),
+        np.stack([start.acceleration, zeros]),
+    )
 
 
 def _request(start: MotionState, joints: int) -> ruckig.InputParameter:

@@ -35,6 +35,14 @@ class DeadmanNodeParameters(DeadmanParameters, BaseParameters):
         "Name of the arm controller's node, whose ~/status is its sign of life.",
         read_only=True,
     )
+    status_period: float = parameter(
+        0.5,
+        "Time between two messages on ~/status, by a clock that nothing stops.",
+        unit="s",
+        minimum=0.01,
+        maximum=10.0,
+        read_only=True,
+    )
 
 
 class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
@@ -45,8 +53,8 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
     def configure(self) -> None:
         """Read the robot's limits and listen."""
         given = self.parameters
-        robot = load_robot(given.robot, given.limits)
-        self._deadman = Deadman(robot, given)
+        self._robot = load_robot(given.robot, given.limits)
+        self._deadman = Deadman(self._robot, given)
         self._trajectories = self.create_lifecycle_publisher(
             JointTrajectory, "joint_trajectory", qos.COMMAND
         )
@@ -69,11 +77,18 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
                 callback_group=self.work,
                 clock=clock,
             )
-        self.diagnostics.hardware_id = robot.name
+        self.create_timer(
+            given.status_period,
+            self.guarded("status", self._publish_status),
+            callback_group=self.work,
+            clock=steady,
+        )
+        self.diagnostics.hardware_id = self._robot.name
         self.diagnostics.add("deadman", self._report)
 
     def activate(self) -> None:
-        """Say that it watches."""
+        """Watch, with nothing known of the time before."""
+        self._deadman = Deadman(self._robot, self.parameters)
         self._publish_status()
 
     def teardown(self) -> None:

@@ -188,6 +188,12 @@ class ProcessGraph:
         last = [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
         return "\n".join(f"  {line}" for line in last or ["(it said nothing)"])
 
+    def end(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End one process at once and forget it, so that it is missed by nobody but its peers."""
+        process = self._processes.pop(name)
+        os.killpg(process.pid, number)
+        process.wait()
+
     def stop(self, grace: float = 5.0) -> None:
         """End every process: interrupt, then terminate, then kill, each group as a whole."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):

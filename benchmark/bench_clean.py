@@ -1,0 +1,93 @@
+"""How many of the experts' chunks the arm controller takes as they are: prints JSON lines.
+
+Each expert drives the simulated arm; its actions, eight at a time and four executed, then go
+through the arm controller, whose arm follows exactly. A chunk passes unchanged when it is taken and
+its motion ends when it was asked to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+
+from vla_reasoner_ros.control.executor import ChunkExecutor
+from vla_reasoner_ros.control.parameters import ControlParameters
+from vla_reasoner_ros.control.queue import ChunkRejected
+from vla_reasoner_ros.parameters import build
+from vla_reasoner_ros.sim.experts import Expert
+from vla_reasoner_ros.sim.tasks import TASKS
+from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.types import ActionChunk, FloatArray
+
+HORIZON, EXECUTED, LIMIT = 8, 4, 100
+ON_TIME = 1e-6  # of the duration: rounding to nanoseconds
+STEP_NS = 10_000_000
+
+
+def demonstrate(world: World, task: str, seed: int) -> tuple[FloatArray, FloatArray]:
+    """An expert's actions (N, 7) and the joints (7,) rad that they start from."""
+    world.reset(task, seed)
+    joints = world.data.qpos[:7].copy()
+    expert, actions = Expert(world), []
+    while len(actions) < LIMIT and not world.success():
+        actions.append(expert.act())
+        world.apply(actions[-1])
+    return np.array(actions), joints
+
+
+def pass_through(
+    world: World, actions: FloatArray, joints: FloatArray
+) -> tuple[int, int, list[float]]:
+    """Chunks made, chunks taken, and the stretch of those."""
+    values = {"enable_control": True, "motion.settle_time": 0.0}
+    executor = ChunkExecutor(build(ControlParameters, values))
+    now, made = 1_000_000_000, 0
+    stretches: list[float] = []
+    executor.measured(now, joints, np.zeros(7))
+    for first in range(0, len(actions), EXECUTED):
+        rows = actions[first : first + HORIZON]
+        if len(rows) < HORIZON:
+            still = np.concatenate([np.zeros(6), rows[-1, 6:]])
+            rows = np.concatenate([rows, np.tile(still, (HORIZON - len(rows), 1))])
+        made += 1
+        try:
+            accepted = executor.submit(ActionChunk(world.action_spec, rows, now, first + 1), now)
+            stretches.append(accepted.stretch)
+        except ChunkRejected as rejection:
+            print(json.dumps({"refused": str(rejection)}))
+        for _ in range(round(EXECUTED * world.action_spec.dt * 1e9) // STEP_NS):
+            now += STEP_NS
+            state = executor.commanded(now)
+            assert state is not None
+            executor.measured(now, state.position, state.velocity)
+            executor.tick(now)
+    return made, len(stretches), stretches
+
+
+def main() -> None:
+    """Run every task's expert on some seeds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=6, help="seeds per task")
+    arguments = parser.parse_args()
+    world = World()
+    made = taken = 0
+    stretches: list[float] = []
+    for task in TASKS:
+        for seed in range(arguments.seeds):
+            chunks, passed, stretched = pass_through(world, *demonstrate(world, task, seed))
+            made, taken, stretches = made + chunks, taken + passed, stretches + stretched
+    unchanged = sum(stretch <= 1.0 + ON_TIME for stretch in stretches)
+    for name, count in (
+        ("arm.clean_chunks_taken", taken),
+        ("arm.clean_chunks_unchanged", unchanged),
+    ):
+        line = {"name": name, "value": round(count / made, 4), "unit": "share", "n": made}
+        detail = f"experts' chunks, {len(TASKS)} tasks, {arguments.seeds} seeds"
+        print(json.dumps({**line, "detail": detail + f", largest stretch {max(stretches):.6f}"}))
+    world.close()
+
+
+if __name__ == "__main__":
+    main()
