@@ -16,7 +16,7 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms
 from vla_reasoner_ros.evaluation.records import project
 from vla_reasoner_ros.evaluation.views import ROLE_COLOURS, RerunLog, annotated, rgb, words
-from vla_reasoner_ros.search.lines import imagined_paths
+from vla_reasoner_ros.search.lines import imagined_paths, principal_path
 from vla_reasoner_ros.sim.world import World
 
 
@@ -277,3 +277,13 @@ def test_a_layout_shows_topics_and_fields_that_exist(layout):
     for topic, field in re.findall(r'"/([a-z_/]+)\.([a-z_]+)"', said):
         fields = (ROOT / "msg" / f"{OURS[topic]}.msg").read_text()
         assert re.search(rf"^\S+ {field}\b", fields, re.M), f"{topic}.{field}"
+
+
+def test_a_path_goes_on_along_the_best_children():
+    tree = {
+        "parents": [-1, 0, 0, 1, 1, 4],
+        "visits": [9, 5, 3, 4, 1, 0],
+        "values": [0.5, 0.9, 0.2, 0.1, 0.9, 1.0],
+    }
+    assert principal_path(tree, 1) == [0, 1, 4]
+    assert principal_path(tree, 2) == [0, 2]

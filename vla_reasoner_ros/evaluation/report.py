@@ -444,7 +444,7 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
 
 
 def _imagined(record: RunRecord, decision: DecisionRecord, roots: Mapping[int, int]) -> str:
-    """The picture with the path to each root candidate and on along its most visited children."""
+    """The picture with the path to each root candidate and on along its best children."""
     tree = decision.tree or {}
     points = np.asarray(tree["ee_positions"], dtype=float).reshape(-1, 3)
     uri = _data_uri(decision.picture or b"")

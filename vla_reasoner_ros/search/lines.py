@@ -52,14 +52,14 @@ def root_candidates(tree: Mapping[str, Any], statistics: Mapping[str, Any]) -> d
 
 
 def principal_path(tree: Mapping[str, Any], node: int) -> list[int]:
-    """The root, a child of it, and on along the most visited children."""
+    """The root, a child of it, and on along the best children: the line that would be executed."""
+    parents, visits, values = (np.asarray(tree[n]) for n in ("parents", "visits", "values"))
     path = [0, node]
     while True:
-        children = [i for i, parent in enumerate(tree["parents"]) if parent == path[-1]]
-        visited = [i for i in children if tree["visits"][i] > 0]
-        if not visited:
+        visited = np.flatnonzero((parents == path[-1]) & (visits > 0))
+        if not len(visited):
             return path
-        path.append(max(visited, key=lambda i: tree["visits"][i]))
+        path.append(int(visited[values[visited].argmax()]))
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class ImaginedPath:
         role: ``chosen`` (the search's winner), ``policy`` or ``rejected``.
         value: of the candidate's node.
         shade: place of the value between the lowest and the highest of the paths, 0 to 1.
-        points: (K, 3) positions from the state seen now on along the most visited children, m, in
-            the frame of the actions.
+        points: (K, 3) positions from the state seen now on along the best children, m, in the frame
+            of the actions.
     """
 
     candidate: int

@@ -39,14 +39,14 @@ export function arrange(parents) {
   return { children, depth, column, leaves: Math.max(next, 1) };
 }
 
-// The nodes from the root to this one, and on along the most visited children.
+// The nodes from the root to this one, and on along the best children, as would be executed.
 export function line(tree, shape, node) {
   const path = [node];
   while (tree.parents[path[0]] >= 0) path.unshift(tree.parents[path[0]]);
   for (;;) {
     const below = shape.children[path.at(-1)].filter((child) => tree.visits[child] > 0);
     if (!below.length) return path;
-    path.push(below.reduce((a, b) => (tree.visits[b] > tree.visits[a] ? b : a)));
+    path.push(below.reduce((a, b) => (tree.values[b] > tree.values[a] ? b : a)));
   }
 }
 
