@@ -133,7 +133,8 @@ def test_every_launch_file_and_argument_exists(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_every_file_named_exists(page):
-    pattern = r"(?<![\w/.$~])((?:action|config|launch|test|benchmark|scripts|docs|msg|srv|resource)/[\w./-]+\w)"
+    folders = "action|config|launch|test|benchmark|scripts|docs|msg|srv|resource"
+    pattern = rf"(?<![\w/.$~])((?:{folders})/[\w./-]+\w)"
     for piece in code(page):
         for path in re.findall(pattern, piece):
             assert (ROOT / path).exists(), f"no file {path}"
@@ -182,6 +183,13 @@ def test_every_service_of_the_interfaces_is_in_its_node():
         made -= set(re.findall(r"action `(~/[a-z_]+)`", text(ROOT / "docs" / "interfaces.md")))
         topics = {row[2].strip("`") for row in rows("interfaces.md", "Topics")}
         assert {name for owner, name in listed if owner == node} == made - topics
+
+
+def test_every_page_is_in_the_site():
+    navigation = text(ROOT / "mkdocs.yml").split("\nnav:\n")[1]
+    shown = re.findall(r": ([\w/]+\.md)$", navigation, re.M)
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(shown) == sorted(pages)
 
 
 def test_every_ending_of_a_task_has_its_row():
