@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny_policies as tiny
 import torch
-from safetensors.torch import save_file
 
 from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.policies.lerobot import LeRobot
@@ -14,107 +13,12 @@ from vla_reasoner_ros.policies.process import ProcessPolicy
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.types import ChunkSource
 
-# A package with the part of LeRobot 0.4's interface that loads and runs a policy. The policy
-# answers with a linear map of what it was given plus noise of torch's global generator.
-CONFIGS = """
-import json
-from dataclasses import dataclass
-from pathlib import Path
-
-
-@dataclass
-class PolicyFeature:
-    type: str
-    shape: tuple
-
-
-class PreTrainedConfig:
-    known = {}
-
-    @classmethod
-    def from_pretrained(cls, pretrained_name_or_path, *, local_files_only=False, **kwargs):
-        values = json.loads((Path(pretrained_name_or_path) / "config.json").read_text())
-        config = cls.known[values.pop("type")]()
-        for side in ("input_features", "output_features"):
-            values[side] = {
-                name: PolicyFeature(f["type"], tuple(f["shape"]))
-                for name, f in values[side].items()
-            }
-        vars(config).update(values)
-        return config
-"""
-FACTORY = """
-import json
-from pathlib import Path
-
-import safetensors.torch
-import torch
-
-from lerobot.configs.policies import PreTrainedConfig
-
-
-class ActConfig(PreTrainedConfig):
-    n_obs_steps = 1
-
-
-class ActPolicy(torch.nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.weight = torch.nn.Parameter(torch.zeros(7, 8))
-        self.resets = 0
-
-    @classmethod
-    def from_pretrained(cls, pretrained_name_or_path, *, config=None, local_files_only=False):
-        policy = cls(config)
-        file = Path(pretrained_name_or_path) / "model.safetensors"
-        safetensors.torch.load_model(policy, str(file))
-        return policy.to(config.device)
-
-    def reset(self):
-        self.resets += 1
-
-    def predict_action_chunk(self, batch):
-        assert batch["task"] == ["pick up the cup\\n"], batch["task"]
-        image = batch["observation.images.top"]
-        assert image.shape == (1, 3, 28, 28) and image.dtype == torch.float32
-        assert 0.0 <= image.min() and image.max() <= 1.0
-        answer = self.weight @ batch["observation.state"][0]
-        answer = answer + image.mean() + 0.01 * torch.randn(())
-        chunk = answer.expand(1, self.config.chunk_size, 7)
-        return chunk if self.config.shape == "chunk" else chunk[0]
-
-
-def get_policy_class(name):
-    if name not in ("act", "groot"):
-        raise NotImplementedError(f"Policy with name {name} is not implemented.")
-    PreTrainedConfig.known[name] = ActConfig
-    return ActPolicy
-
-
-def make_pre_post_processors(policy_cfg, pretrained_path=None, **kwargs):
-    assert kwargs["preprocessor_overrides"]["device_processor"]["device"] == policy_cfg.device
-    stats = json.loads((Path(pretrained_path) / "stats.json").read_text())
-
-    def before(batch):
-        state = (batch["observation.state"] - stats["mean"]) / stats["std"]
-        return {**batch, "observation.state": state, "task": [batch["task"] + "\\n"]}
-
-    return before, lambda action: action * 0.05
-"""
 STATE = ["joint_positions", "gripper_opening"]
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    for package, name, text in (
-        ("configs", "policies", CONFIGS),
-        ("policies", "factory", FACTORY),
-    ):
-        (folder / "lerobot" / package).mkdir(parents=True)
-        (folder / "lerobot" / package / f"{name}.py").write_text(text)
-    return folder
+    return tiny.write_lerobot_package(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture
@@ -127,20 +31,7 @@ def lerobot(installed, monkeypatch):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    config = {
-        "type": "act",
-        "shape": "chunk",
-        "chunk_size": 6,
-        "input_features": {
-            "observation.images.top": {"type": "VISUAL", "shape": [3, 28, 28]},
-            "observation.state": {"type": "STATE", "shape": [8]},
-        },
-        "output_features": {"action": {"type": "ACTION", "shape": [7]}},
-    }
-    weight = torch.randn((7, 8), generator=torch.Generator().manual_seed(0))
-    save_file({"weight": weight}, tmp_path / "model.safetensors")
-    (tmp_path / "stats.json").write_text(json.dumps({"mean": 0.1, "std": 0.5}))
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    config, weight = tiny.write_lerobot(tmp_path)
 
     class Checkpoint:
         folder = tmp_path

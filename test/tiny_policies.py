@@ -61,7 +61,7 @@ def characters(first):
     return {letter: first + index for index, letter in enumerate(text)}
 
 
-def pi0_config():
+def pi0_config(side=28, patch=14):
     from transformers import PI0Config
 
     text = {
@@ -78,8 +78,8 @@ def pi0_config():
         "model_type": "siglip_vision_model",
         "intermediate_size": 24,
         "hidden_size": 16,
-        "patch_size": 14,
-        "image_size": 28,
+        "patch_size": patch,
+        "image_size": side,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "vision_use_head": False,
@@ -100,12 +100,12 @@ def pi0_config():
     )
 
 
-def write_pi0(folder, state=10, actions=7):
+def write_pi0(folder, state=10, actions=7, **size):
     """A folder with weights, tokenizer and statistics, and the network that was saved."""
     from transformers import PI0ForConditionalGeneration
 
     torch.manual_seed(0)
-    network = PI0ForConditionalGeneration(pi0_config()).eval()
+    network = PI0ForConditionalGeneration(pi0_config(**size)).eval()
     network.save_pretrained(folder)
     rng = np.random.default_rng(1)
     numbers = {
@@ -121,9 +121,9 @@ def write_pi0(folder, state=10, actions=7):
     return network
 
 
-def pi0_convention(**changes):
+def pi0_convention(side=28, **changes):
     state = {"state": ["ee_position", "ee_rotation_6d", "gripper_opening"]}
-    return convention(state=state, **changes)
+    return convention(side, state=state, **changes)
 
 
 # OpenVLA
@@ -151,11 +151,12 @@ NORM = {
 }
 
 
-def _tower(prefix, width, blocks, intermediate, patches, random, registers=0):
+def _tower(prefix, width, blocks, intermediate, size, random, registers=0):
+    side, patch = size
     weights = {
-        "patch_embed.proj.weight": random(width, 3, 14, 14, scale=0.05),
+        "patch_embed.proj.weight": random(width, 3, patch, patch, scale=0.05),
         "patch_embed.proj.bias": random(width),
-        "pos_embed": random(1, patches, width),
+        "pos_embed": random(1, (side // patch) ** 2, width),
         "norm.weight": random(width),
         "norm.bias": random(width),
     }
@@ -184,8 +185,8 @@ def _tower(prefix, width, blocks, intermediate, patches, random, registers=0):
     return {prefix + name: value for name, value in weights.items()}
 
 
-def openvla_weights(seed=0):
-    """Random weights by their published names: towers of 3 blocks, 4 patches a picture."""
+def openvla_weights(seed=0, side=28, patch=14):
+    """Random weights by their published names: towers of 3 blocks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     generator = torch.Generator().manual_seed(seed)
@@ -203,20 +204,20 @@ def openvla_weights(seed=0):
         projector[f"projector.fc{index}.weight"] = random(*shape)
         projector[f"projector.fc{index}.bias"] = random(shape[0])
     return (
-        _tower("vision_backbone.featurizer.", 16, 3, 32, 4, random, registers=4)
-        | _tower("vision_backbone.fused_featurizer.", 32, 3, 40, 4, random)
+        _tower("vision_backbone.featurizer.", 16, 3, 32, (side, patch), random, registers=4)
+        | _tower("vision_backbone.fused_featurizer.", 32, 3, 40, (side, patch), random)
         | projector
         | state
     )
 
 
-def write_openvla(folder, weights):
+def write_openvla(folder, weights, side=28):
     config = {
         "model_type": "openvla",
         "auto_map": {"AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction"},
         "vision_backbone_id": "dinosiglip-vit-so-224px",
         "use_fused_vision_backbone": True,
-        "image_sizes": [28, 28],
+        "image_sizes": [side, side],
         "text_config": TEXT,
         "n_action_bins": 256,
         "pad_to_multiple_of": 64,
@@ -271,3 +272,125 @@ def proprio_weights(inputs=8, width=32, seed=4):
         "fc2.bias": (width,),
     }
     return {k: 0.3 * torch.randn(shape, generator=generator) for k, shape in shapes.items()}
+
+
+# LeRobot
+
+# A package with the part of LeRobot 0.4's interface that loads and runs a policy. The policy
+# answers with a linear map of what it was given plus noise of torch's global generator.
+LEROBOT_CONFIGS = """
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class PolicyFeature:
+    type: str
+    shape: tuple
+
+
+class PreTrainedConfig:
+    known = {}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path, *, local_files_only=False, **kwargs):
+        values = json.loads((Path(pretrained_name_or_path) / "config.json").read_text())
+        config = cls.known[values.pop("type")]()
+        for side in ("input_features", "output_features"):
+            values[side] = {
+                name: PolicyFeature(f["type"], tuple(f["shape"]))
+                for name, f in values[side].items()
+            }
+        vars(config).update(values)
+        return config
+"""
+LEROBOT_FACTORY = """
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from lerobot.configs.policies import PreTrainedConfig
+
+
+class ActConfig(PreTrainedConfig):
+    n_obs_steps = 1
+
+
+class ActPolicy(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.weight = torch.nn.Parameter(torch.zeros(7, 8))
+        self.resets = 0
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path, *, config=None, local_files_only=False):
+        policy = cls(config)
+        file = Path(pretrained_name_or_path) / "model.safetensors"
+        safetensors.torch.load_model(policy, str(file))
+        return policy.to(config.device)
+
+    def reset(self):
+        self.resets += 1
+
+    def predict_action_chunk(self, batch):
+        assert batch["task"][0].endswith("\\n"), batch["task"]
+        image = batch["observation.images.top"]
+        assert image.shape[:2] == (1, 3) and image.dtype == torch.float32
+        assert 0.0 <= image.min() and image.max() <= 1.0
+        answer = self.weight @ batch["observation.state"][0]
+        answer = answer + image.mean() + 0.01 * torch.randn(())
+        chunk = answer.expand(1, self.config.chunk_size, 7)
+        return chunk if self.config.shape == "chunk" else chunk[0]
+
+
+def get_policy_class(name):
+    if name not in ("act", "groot"):
+        raise NotImplementedError(f"Policy with name {name} is not implemented.")
+    PreTrainedConfig.known[name] = ActConfig
+    return ActPolicy
+
+
+def make_pre_post_processors(policy_cfg, pretrained_path=None, **kwargs):
+    assert kwargs["preprocessor_overrides"]["device_processor"]["device"] == policy_cfg.device
+    stats = json.loads((Path(pretrained_path) / "stats.json").read_text())
+
+    def before(batch):
+        state = (batch["observation.state"] - stats["mean"]) / stats["std"]
+        return {**batch, "observation.state": state, "task": [batch["task"] + "\\n"]}
+
+    return before, lambda action: action * 0.05
+"""
+
+
+def write_lerobot_package(folder):
+    """The stand-in, to be put on the path."""
+    for package, name, text in (
+        ("configs", "policies", LEROBOT_CONFIGS),
+        ("policies", "factory", LEROBOT_FACTORY),
+    ):
+        (folder / "lerobot" / package).mkdir(parents=True)
+        (folder / "lerobot" / package / f"{name}.py").write_text(text)
+    return folder
+
+
+def write_lerobot(folder, side=28, chunk=6):
+    """A policy directory; its configuration and its only weight."""
+    config = {
+        "type": "act",
+        "shape": "chunk",
+        "chunk_size": chunk,
+        "input_features": {
+            "observation.images.top": {"type": "VISUAL", "shape": [3, side, side]},
+            "observation.state": {"type": "STATE", "shape": [8]},
+        },
+        "output_features": {"action": {"type": "ACTION", "shape": [7]}},
+    }
+    weight = torch.randn((7, 8), generator=torch.Generator().manual_seed(0))
+    save_file({"weight": weight}, folder / "model.safetensors")
+    (folder / "stats.json").write_text(json.dumps({"mean": 0.1, "std": 0.5}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return config, weight

@@ -1,0 +1,113 @@
+"""Each adapter with the search on top: components by name, warm-up, planner thread, decision."""
+
+import contextlib
+import queue
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tiny_policies as tiny
+import yaml
+from test_reasoner import Nearness, Point
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import serve
+
+from vla_reasoner_ros.components import ComponentParameters, load_components
+from vla_reasoner_ros.planner import Planner, warm_up
+from vla_reasoner_ros.policies import wire
+from vla_reasoner_ros.priors.gaussian import GaussianPrior
+from vla_reasoner_ros.reasoner import Reasoner
+from vla_reasoner_ros.search.parameters import SearchParameters
+from vla_reasoner_ros.search.statistics import Status
+from vla_reasoner_ros.sim.tasks import TASKS
+from vla_reasoner_ros.types import ChunkSource, Decision
+
+SIDE = 96  # of the pictures of the shipped policy, which one of them runs
+INSTRUCTION = next(iter(TASKS.values())).instructions[0]
+COMMON = {"control_frame": "fr3_hand_tcp", "example_instruction": INSTRUCTION}
+
+
+def openpi(folder, _):
+    def answer(connection):
+        connection.send(wire.pack({}))
+        with contextlib.suppress(ConnectionClosed):
+            for message in connection:
+                assert wire.unpack(message)["prompt"] == INSTRUCTION
+                connection.send(wire.pack({"actions": np.full((8, 7), 0.01, np.float32)}))
+
+    server = serve(answer, "127.0.0.1", 0, compression=None, max_size=None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+    limits = {"read": 60.0, "total": 60.0, "start": 60.0}
+    return {
+        "uri": uri,
+        "convention": tiny.convention(SIDE, horizon=8, **COMMON),
+        "deadlines": limits,
+    }
+
+
+def pi0(folder, _):
+    tiny.write_pi0(folder, side=SIDE, patch=32)
+    return {"checkpoint": str(folder), "convention": tiny.pi0_convention(SIDE, horizon=8, **COMMON)}
+
+
+def openvla(folder, _):
+    tiny.write_openvla(folder, tiny.openvla_weights(side=SIDE, patch=32), SIDE)
+    convention = tiny.convention(SIDE, cameras={"image": "agent"}, rotation="euler_xyz", **COMMON)
+    options = {"checkpoint": str(folder), "convention": convention, "unnorm_key": "bridge_orig"}
+    return {**options, "repeat": 8}
+
+
+def lerobot(folder, monkeypatch):
+    monkeypatch.syspath_prepend(tiny.write_lerobot_package(folder))
+    tiny.write_lerobot(folder, SIDE, chunk=8)
+    convention = tiny.convention(
+        SIDE,
+        cameras={"observation.images.top": "agent"},
+        state={"observation.state": ["joint_positions", "gripper_opening"]},
+        joint_names=list(tiny.JOINTS),
+        scale=[0.01] * 6,
+        **COMMON,
+    )
+    return {"checkpoint": str(folder), "convention": convention}
+
+
+def process(folder, _):
+    return {"policy": "small_vla", "answer_s": 120.0}
+
+
+class World(Point):
+    joints = 0
+
+
+@pytest.mark.parametrize("make", [openpi, pi0, openvla, lerobot, process])
+def test_an_adapter_is_searched_on_top_of(make, tmp_path, monkeypatch):
+    file = tmp_path / "options.yaml"
+    file.write_text(yaml.safe_dump(make(tmp_path, monkeypatch)))
+    parameters = ComponentParameters(
+        policy=make.__name__, policy_options=str(file), world_model="none"
+    )
+    search, world = SearchParameters(simulations=32, wave=8, deadline_ms=0.0), World()
+    answers = queue.Queue()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        policy = thread.submit(load_components, parameters).result().policy
+        reasoner = Reasoner(policy, world, Nearness(), GaussianPrior(policy.spec.action), search)
+        thread.submit(warm_up, reasoner, policy, world).result()
+        planner = Planner(
+            reasoner, thread, policy.spec.action, search, lambda: 0, answers.put, answers.put
+        )
+        planner.start()
+        try:
+            planner.offer(tiny.seen(SIDE, instruction=INSTRUCTION))
+            decision = answers.get(timeout=120)
+        finally:
+            planner.stop().result(120)
+    assert isinstance(decision, Decision), decision
+    assert decision.policy_chunk.source is ChunkSource.POLICY
+    assert decision.statistics.status is Status.OK, decision.statistics.fallback_reason
+    assert decision.statistics.simulations == 32
+    assert decision.chunk.steps == 8
+    for name in [name for name in sys.modules if name.split(".")[0] == "lerobot"]:
+        del sys.modules[name]
