@@ -3,6 +3,7 @@ import json
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from vla_reasoner_ros.errors import ConfigurationError
@@ -10,6 +11,7 @@ from vla_reasoner_ros.evaluation import arms, evaluate, real_time
 from vla_reasoner_ros.evaluation.closed_loop import run_episode
 from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
 from vla_reasoner_ros.executor import EngineSettings
+from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
 
@@ -30,6 +32,13 @@ def summary(case, success=True):
         "decision_ms": [1.0],
         "world_model_calls": [0],
     }
+
+
+@pytest.fixture(scope="module")
+def plain_world():
+    world = World()
+    yield world
+    world.close()
 
 
 CASES = [Case("lift_green", 0, "policy"), Case("lift_green", 1, "policy")]
@@ -205,6 +214,22 @@ def test_time_does_not_wait_for_a_planner_that_thinks():
     assert slow.consumed[0] == 0
     assert all(consumed >= 4 for consumed in slow.consumed[1:])
     assert record.rejections <= len(slow.stamps)
+
+
+@pytest.mark.parametrize("name", ["shifted_camera", "changed_light", "changed_colours", "heavier"])
+def test_a_shipped_change_of_the_scene_changes_what_it_says(name, plain_world):
+    world = World(f"{share_directory() / 'config' / 'scenes' / 'changed.py'}:{name}")
+    world.reset("lift_green", 3)
+    plain_world.reset("lift_green", 3)
+    seen, usual = (w.render("agent").astype(int) for w in (world, plain_world))
+    block = world.model.body("red_block").id
+    world.close()
+    if name == "heavier":
+        assert np.array_equal(seen, usual)
+        ratio = world.model.body_mass[block] / plain_world.model.body_mass[block]
+        assert ratio == pytest.approx(1.3)
+    else:
+        assert np.abs(seen - usual).mean() > 1.5
 
 
 def test_an_upper_bound_thinks_in_no_time():

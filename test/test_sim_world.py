@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 
@@ -299,3 +301,18 @@ def test_the_action_convention_is_in_si_units_of_the_base_frame():
     assert ACTION_SPEC.names == ("x", "y", "z", "rx", "ry", "rz", "gripper")
     assert ACTION_SPEC.frame == "base"
     assert ACTION_SPEC.dt == pytest.approx(0.1)
+
+
+def test_a_world_that_ends_leaves_the_images_of_another_as_they_are():
+    world = World()
+    world.reset("lift_green", 3)
+    seen = world.render("agent").copy()
+    closed, forgotten = World(), World()
+    closed.render("agent")
+    forgotten.render("agent")
+    closed.close()
+    assert np.array_equal(world.render("agent"), seen)
+    del forgotten
+    gc.collect()
+    assert np.array_equal(world.render("agent"), seen)
+    world.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import weakref
 
 import numpy as np
@@ -412,7 +413,7 @@ class World:
         first, second = renderer.render(), renderer.render()
         # A broken context renders noise or nothing, and fast: look before trusting it.
         if not np.array_equal(first, second) or first.std() < 2.0:
-            renderer.close()
+            _free(renderer)
             raise ConfigurationError(
                 f"rendering: camera {camera!r} gave "
                 + ("two images of one scene that differ" if first.std() >= 2.0 else "a flat image")
@@ -448,7 +449,25 @@ class World:
     def close(self) -> None:
         """Free the renderers; rendering again makes new ones."""
         while self._renderers:
-            self._renderers.popitem()[1].close()
+            _free(self._renderers.popitem()[1])
+
+    def __del__(self) -> None:
+        # One that was forgotten must not free what it has in another's OpenGL context.
+        if "_renderers" in self.__dict__:
+            self.close()
+
+
+def _free(renderer: mujoco.Renderer) -> None:
+    """Close a renderer in its own OpenGL context.
+
+    MuJoCo's ``close`` deletes textures and buffers by their numbers in whatever context is current:
+    another world's, whose next images are noise.
+    """
+    if renderer._gl_context is not None:
+        # It fails where another thread still has it, and the error's type depends on the backend.
+        with contextlib.suppress(Exception):
+            renderer._gl_context.make_current()
+    renderer.close()
 
 
 _rendering: weakref.WeakSet[World] = weakref.WeakSet()
