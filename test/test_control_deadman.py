@@ -103,6 +103,15 @@ def test_a_controller_that_is_silent_by_the_wall_clock_is_noticed_while_time_sta
     assert watch.at_rest()
 
 
+def test_the_planner_may_be_silent_while_the_controller_moves_the_arm_by_itself():
+    watch = Watch(planner_timeout=0.3)
+    controller = watch.deadman.controller_spoke
+    watch.voices = [lambda now, wall: controller(now, wall, executing=False)]
+    watch.command()
+    watch.run(4.0)
+    assert watch.stops == []
+
+
 def test_silence_while_the_arm_stands_is_of_no_concern():
     watch = Watch()
     watch.voices.clear()

@@ -163,9 +163,18 @@ class Deadman:
             for voice in (self._controller, self._planner):
                 voice.hear(now_ns, wall)
 
-    def controller_spoke(self, now_ns: int, wall: float) -> None:
-        """Hear the arm controller."""
+    def controller_spoke(self, now_ns: int, wall: float, executing: bool = True) -> None:
+        """Hear the arm controller.
+
+        Args:
+            now_ns: the time.
+            wall: monotonic, s.
+            executing: whether it follows a chunk; when it moves the arm by itself, as after a
+                tracking error, the planner has nothing to say.
+        """
         self._controller.hear(now_ns, wall)
+        if not executing:
+            self._planner.hear(now_ns, wall)
 
     def planner_spoke(self, now_ns: int, wall: float) -> None:
         """Hear the planner."""

@@ -108,7 +108,8 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
         )
 
     def _controller_spoke(self, message: ControllerStatus) -> None:
-        self._deadman.controller_spoke(self.now_ns(), time.monotonic())
+        executing = message.state == ControllerStatus.EXECUTING
+        self._deadman.controller_spoke(self.now_ns(), time.monotonic(), executing)
 
     def _planner_spoke(self, message: ActionChunk) -> None:
         self._deadman.planner_spoke(self.now_ns(), time.monotonic())
