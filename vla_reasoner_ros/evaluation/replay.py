@@ -187,6 +187,8 @@ def replay_bag(
         problems=[*bag.problems, *ingest.problems],
         wall_s=round(run_.wall_s, 3),
         models_s=round(run_.models_s, 3),
+        cpu_s=round(run_.cpu_s, 3),
+        models_cpu_s=round(run_.models_cpu_s, 3),
         ingest={
             name: {"received": s.received, "used": s.used, "dropped": dict(s.dropped)}
             for name, s in ingest.ingest.statistics.items()
@@ -289,11 +291,11 @@ class _Run:
         self._added = 0
         self.episode = 0
         self.errors = int(state["errors"])
-        self.models_s = self.wall_s = 0.0
+        self.models_s = self.wall_s = self.models_cpu_s = self.cpu_s = 0.0
 
     def all(self) -> None:
         """Every moment of the bag."""
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         reference = self._ingest.contract.moments.reference
         pictures = self._bag.topics[self._ingest.topics[reference]].count
         progress = Progress("replay", max(1, pictures), "pictures")
@@ -305,6 +307,7 @@ class _Run:
             self._conclude(self._waiting.popleft())
         self._commit()
         self.wall_s = time.perf_counter() - started
+        self.cpu_s = time.process_time() - started_cpu
         progress.update(max(1, pictures), f"{self._decisions} decisions", force=True)
         if self._matcher.unmatched:
             self._ingest.problems.append(
@@ -398,6 +401,7 @@ class _Run:
             return
         if first:
             self._reasoner.reset()
+        started = time.process_time()
         consumed = live.consumed if live is not None and self._moments == RECORDED else 0
         try:
             decision = self._reasoner.decide(
@@ -410,6 +414,7 @@ class _Run:
             self._waiting.append(_Waiting({}, observation, None, 0))
             return
         self.models_s += 1e-3 * decision.statistics.time_ms
+        self.models_cpu_s += time.process_time() - started
         row = self._row(observation, recorded_ns, decision, live)
         steps = self._steps if decision.tree is None else decision.tree.actions.shape[1]
         self._waiting.append(_Waiting(row, observation, decision, steps))
