@@ -8,7 +8,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import load_robot
-from vla_reasoner_ros.msg import ActionChunk, Observation, SearchStatistics
+from vla_reasoner_ros.msg import ActionChunk, Observation, SearchStatistics, SearchTree
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.policies.small_vla import SmallVla
 from vla_reasoner_ros.ros import qos
@@ -170,6 +170,22 @@ def test_the_tree_of_the_newest_decision_is_there_on_demand(searching):
     assert tree.parents[0] == -1
     assert all(0 <= parent < i for i, parent in enumerate(tree.parents) if i)
     assert len(tree.actions) == tree.nodes * tree.macro_steps * tree.dimensions
+
+
+def test_the_tree_is_published_while_someone_listens(searching):
+    trees = []
+    node = searching.client.node
+    subscription = node.create_subscription(SearchTree, "search_tree", trees.append, qos.STATE)
+
+    def heard():
+        said, _ = searching.decide()
+        searching.client.spin(0.2)
+        return [tree for tree in trees if tree.sequence == said.sequence and said.nodes > 1]
+
+    (tree,) = searching.client.wait(heard, 120.0, "a tree")
+    assert tree.nodes == len(tree.parents)
+    assert len(tree.ee_positions) == 3 * tree.nodes
+    node.destroy_subscription(subscription)
 
 
 def test_the_budget_changes_between_two_decisions(searching):
