@@ -219,7 +219,7 @@ def shown(decided, tmp_path_factory):
                 client.spin(0.5)
                 return markers and images
 
-            client.wait(heard, 60.0, "markers and a picture")
+            client.wait(heard, 120.0, "markers and a picture")
             yield markers[-1], images[-1]
 
 
