@@ -23,6 +23,7 @@ from vla_reasoner_ros.evaluation.page.packing import pack, source_of
 from vla_reasoner_ros.evaluation.page.replays import TREE_FIELDS
 from vla_reasoner_ros.evaluation.replay import replay_bag
 from vla_reasoner_ros.evaluation.replay_settings import read_settings
+from vla_reasoner_ros.search.lines import principal_path, root_candidates
 from vla_reasoner_ros.sim.world import World
 
 LATE, BLANK = (2, 5), 7
@@ -177,6 +178,22 @@ def test_the_tree_on_the_page_is_the_tree_of_the_search(opened, session):
     first = opened.run("explorer.detail.treeView.node")
     assert tree["parents"][first] == 0
     assert f"value {tree['values'][first]:.3f}" in text(opened, ".node-words")
+
+
+def test_a_model_that_draws_has_its_pictures_along_both_lines(browser, session, tmp_path):
+    first = next(moment for moment in moments_of(session) if moment.statistics["deviated"])
+    said, tree = first.statistics, first.tree
+    frames = dict.fromkeys(range(1, len(tree["parents"])), first.picture)
+    drawn = dataclasses.replace(first, frames=frames)
+    path = tmp_path / "drawn.html"
+    if left_out := report.write_page(path, "x", [], [Recording("x", "", [drawn])], 160):
+        pytest.skip(left_out)
+    browser.open(path)
+    browser.until("document.querySelector('#explorer').dataset.decision")
+    roots = root_candidates(tree, said)
+    lines = [principal_path(tree, roots[number])[1:] for number in (said["chosen_id"], 0)]
+    shown = "[...document.querySelectorAll('.frames')].map((f) => f.querySelectorAll('img').length)"
+    assert browser.run(shown) == [len(line) for line in lines]
 
 
 def test_filters_leave_what_they_name(opened, session):
