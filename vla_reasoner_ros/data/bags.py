@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from rosbags.interfaces import (
@@ -47,7 +47,7 @@ STORAGES = {"mcap": ".mcap", "sqlite3": ".db3"}
 INFORMATION = "rosbag2_bagfile_information"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _NO_DEFINITION = MessageDefinition(MessageDefinitionFormat.NONE, "")
-_FORMAT_VERSION = 9
+_FORMAT_VERSION: Literal[9] = 9
 """Of ``metadata.yaml``, as Jazzy writes it."""
 
 

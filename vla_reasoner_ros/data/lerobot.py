@@ -187,8 +187,8 @@ def import_dataset(
     """
     root = Path(source)
     info = _read_info(root)
-    ours = info.get(OURS)
-    if mapped is None and ours is None:
+    ours: dict[str, Any] = info.get(OURS, {})
+    if mapped is None and not ours:
         raise ConfigurationError(f"dataset {root}: say what its numbers mean")
     names = kinematics.robot.joint_names
     mapping = mapped or _own_mapping(ours, info, len(names))
@@ -327,7 +327,7 @@ def _write_video(path: Path, images: NDArray[np.uint8], fps: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = images.shape[1:3]
     writer = cv2.VideoWriter(
-        str(path), cv2.VideoWriter_fourcc(*CODEC), fps, (int(width), int(height))
+        str(path), cv2.VideoWriter.fourcc(*CODEC), fps, (int(width), int(height))
     )
     if not writer.isOpened():
         raise EpisodeError(f"video {path}: OpenCV cannot write {CODEC}")

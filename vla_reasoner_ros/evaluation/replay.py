@@ -235,10 +235,10 @@ def recorded_decisions(bag: BagReader, ingest: BagIngest) -> dict[int, Live]:
         except VlaReasonerError as error:
             bag.problems.append(str(error))
     for stamp_ns, live in found.items():
-        chunk = waiting.get(stamp_ns)
-        if chunk is not None:
-            live.actions, live.consumed = chunk.actions, chunk.consumed
-            live.source = chunk.source.value
+        published = waiting.get(stamp_ns)
+        if published is not None:
+            live.actions, live.consumed = published.actions, published.consumed
+            live.source = published.source.value
     return found
 
 
