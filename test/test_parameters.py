@@ -1,37 +1,13 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import yaml
+from example_settings import Settings
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_reasoner_ros import parameters as core
 from vla_reasoner_ros.errors import ConfigurationError
-from vla_reasoner_ros.parameters import group, parameter
-
-
-@dataclass(frozen=True)
-class Search:
-    simulations: int = parameter(50, "Simulations.", minimum=1, maximum=1000)
-    alpha: float = parameter(0.6, "Injection strength.", minimum=0.0, maximum=1.0)
-    rule: str = parameter("ucb", "Selection rule.", choices=("ucb", "puct"))
-    deadline: float = parameter(0.1, "Deadline.", unit="s", minimum=0.0)
-
-
-@dataclass(frozen=True)
-class Settings:
-    enabled: bool = parameter(True, "Whether it runs.")
-    policy: str = parameter("small_vla", "Policy.", read_only=True)
-    cameras: tuple[str, ...] = parameter(("agent",), "Cameras.")
-    weights: tuple[float, ...] = parameter((), "Weights.", minimum=0.0)
-    search: Search = group(Search)
-
-    def __post_init__(self):
-        if self.weights and len(self.weights) != len(self.cameras):
-            raise ConfigurationError(
-                f"weights: expected {len(self.cameras)}, one per camera, got {len(self.weights)}"
-            )
-
 
 # Declarations.
 

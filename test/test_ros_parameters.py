@@ -3,7 +3,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,40 +11,17 @@ import yaml
 pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
 
 import rclpy
+from example_settings import Settings
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.parameter import Parameter
 
 from vla_reasoner_ros import parameters as core
 from vla_reasoner_ros.errors import ConfigurationError
-from vla_reasoner_ros.parameters import group, parameter
 from vla_reasoner_ros.ros.parameters import NodeParameters, descriptor
 from vla_reasoner_ros.search.parameters import SearchParameters
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "config").glob("*_node.yaml"))
-
-
-@dataclass(frozen=True)
-class Search:
-    simulations: int = parameter(50, "Simulations.", minimum=1, maximum=1000)
-    alpha: float = parameter(0.6, "Injection strength.", minimum=0.0, maximum=1.0)
-    rule: str = parameter("ucb", "Selection rule.", choices=("ucb", "puct"))
-    deadline: float = parameter(0.1, "Deadline.", unit="s", minimum=0.0)
-
-
-@dataclass(frozen=True)
-class Settings:
-    enabled: bool = parameter(True, "Whether it runs.")
-    policy: str = parameter("small_vla", "Policy.", read_only=True)
-    cameras: tuple[str, ...] = parameter(("agent",), "Cameras.")
-    weights: tuple[float, ...] = parameter((), "Weights.", minimum=0.0)
-    search: Search = group(Search)
-
-    def __post_init__(self):
-        if self.weights and len(self.weights) != len(self.cameras):
-            raise ConfigurationError(
-                f"weights: expected {len(self.cameras)}, one per camera, got {len(self.weights)}"
-            )
 
 
 class Node:
