@@ -12,6 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from vla_reasoner_ros.data.bag_episodes import (
     EXECUTED_TOPIC,
     META,
@@ -91,8 +93,8 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
             stamp_ns = START_NS + round(step * meta.action_spec.dt * 1e9)
             header = {"stamp": stamp_ns}
             opening = float(episode["gripper"][step])
-            fingers = [gripper.closed + opening * (gripper.open - gripper.closed)]
             count = len(gripper.joints)
+            fingers = [gripper.closed + opening * (gripper.open - gripper.closed)] * count
             happened: list[tuple[str, object]] = []
             if simulated:
                 happened.append(
@@ -118,9 +120,8 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
                 (EXECUTED_TOPIC, episode.executed_actions),
             ):
                 if topic in topics:
-                    chunk = ActionChunk(
-                        meta.action_spec, actions[step : step + 1], stamp_ns, sequence=step + 1
-                    )
+                    action = actions[step : step + 1].astype(np.float64)
+                    chunk = ActionChunk(meta.action_spec, action, stamp_ns, sequence=step + 1)
                     happened.append((topic, chunk_fields(chunk, stamp_ns)))
             happened.append(
                 (
@@ -128,8 +129,8 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
                     {
                         "header": header,
                         "name": [*meta.joint_names, *gripper.joints],
-                        "position": [*episode["joint_positions"][step], *(fingers * count)],
-                        "velocity": [*episode["joint_velocities"][step], *([0.0] * count)],
+                        "position": np.append(episode["joint_positions"][step], fingers),
+                        "velocity": np.append(episode["joint_velocities"][step], [0.0] * count),
                     },
                 )
             )
