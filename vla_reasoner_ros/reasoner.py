@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.foresight import Foresight, distance_to
 from vla_reasoner_ros.hold import hold
-from vla_reasoner_ros.policies.base import Policy
+from vla_reasoner_ros.policies.base import Policy, PrefixConditioned
 from vla_reasoner_ros.priors.base import Prior
 from vla_reasoner_ros.search.base import Models, Proposals, Propose
 from vla_reasoner_ros.search.blend import blend
@@ -219,6 +219,8 @@ class Reasoner:
         """The policy's chunks, the best first; none when it failed."""
         wanted = self._imagination.prior.proposals if self._engine and self._imagination else 1
         try:
+            if isinstance(self._policy, PrefixConditioned):
+                self._policy.condition_on_prefix(self._still_to_come(observation))
             proposals = list(self._policy.propose(observation, wanted))
             if not proposals:
                 raise ModelError("it proposed nothing")
@@ -238,6 +240,19 @@ class Reasoner:
             )
             for chunk in proposals
         ]
+
+    def _still_to_come(self, observation: Observation) -> ActionChunk | None:
+        """Actions of the running chunk that the arm takes while this decision is made.
+
+        As many as during the last decision are expected (real-time chunking; Black et al., arXiv
+        2506.07339); None where nothing runs.
+        """
+        last = self._last_chunk
+        if last is None or last.consumed == 0:
+            return None
+        passed = round((observation.stamp_ns - last.observation_stamp_ns) / (last.spec.dt * 1e9))
+        actions = last.actions[max(passed, 0) : max(passed, 0) + last.consumed]
+        return replace(last, actions=actions) if len(actions) else None
 
     def _reason(
         self,
