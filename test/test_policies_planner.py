@@ -17,12 +17,14 @@ from websockets.sync.server import serve
 from vla_reasoner_ros.components import ComponentParameters, load_components
 from vla_reasoner_ros.planner import Planner, warm_up
 from vla_reasoner_ros.policies import wire
+from vla_reasoner_ros.policies.base import PolicySpec
 from vla_reasoner_ros.priors.gaussian import GaussianPrior
+from vla_reasoner_ros.priors.space import DEFAULT_SPEC
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.statistics import Status
 from vla_reasoner_ros.sim.tasks import TASKS
-from vla_reasoner_ros.types import ChunkSource, Decision
+from vla_reasoner_ros.types import ActionChunk, ChunkSource, Decision
 
 SIDE = 96  # of the pictures of the shipped policy, which one of them runs
 INSTRUCTION = next(iter(TASKS.values())).instructions[0]
@@ -111,3 +113,41 @@ def test_an_adapter_is_searched_on_top_of(make, tmp_path, monkeypatch):
     assert decision.chunk.steps == 8
     for name in [name for name in sys.modules if name.split(".")[0] == "lerobot"]:
         del sys.modules[name]
+
+
+class Continuing:
+    """Remembers what it was told to begin with."""
+
+    spec = PolicySpec("continuing", {}, DEFAULT_SPEC, 8)
+
+    def __init__(self):
+        self.prefixes = []
+
+    def reset(self):
+        pass
+
+    def condition_on_prefix(self, prefix):
+        self.prefixes.append(prefix)
+
+    def propose(self, observation, n=1):
+        actions = np.arange(56.0).reshape(8, 7)
+        return [ActionChunk(DEFAULT_SPEC, actions, observation.stamp_ns)]
+
+
+def test_a_policy_is_told_the_actions_that_run_while_it_thinks():
+    policy = Continuing()
+    reasoner = Reasoner(policy, None, None, None)
+    for decision in range(3):
+        seen = tiny.seen(stamp_ns=decision * 400_000_000)
+        reasoner.decide(seen, actions_consumed=lambda: 2)
+    first, second, third = policy.prefixes
+    assert first is None
+    # Four actions of 0.1 s have passed; the next two fall due during the decision.
+    np.testing.assert_array_equal(second.actions, np.arange(56.0).reshape(8, 7)[4:6])
+    np.testing.assert_array_equal(third.actions, second.actions)
+    reasoner.reset()
+    reasoner.decide(tiny.seen())
+    assert policy.prefixes[-1] is None
+    late = tiny.seen(stamp_ns=tiny.seen().stamp_ns + 900_000_000)
+    reasoner.decide(late)
+    assert policy.prefixes[-1] is None
