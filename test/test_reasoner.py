@@ -252,6 +252,15 @@ def test_no_time_means_the_policys_chunk():
         assert decision.chunk.source is ChunkSource.POLICY
 
 
+def test_one_long_stall_does_not_stop_the_search_for_ever():
+    agent = reasoner()
+    agent.warm_up(observation())
+    agent._finish_pace.seconds = 100.0
+    simulations = [agent.decide(observation(), 20.0).statistics.simulations for _ in range(4)]
+    assert simulations[0] == 0
+    assert simulations[-1] > 0
+
+
 def test_an_interruption_returns_the_best_so_far():
     agent = reasoner(simulations=100_000)
     agent.warm_up(None)

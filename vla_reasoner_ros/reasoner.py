@@ -276,6 +276,8 @@ class Reasoner:
             return proposals[0], None
         if deadline is not None and stages.last + self._finish_pace.seconds >= deadline:
             statistics.fall_back(Status.POLICY, "the deadline left no time to search")
+            if stages.last < deadline:
+                self._finish_pace.refused()
             return proposals[0], None
         try:
             return self._search(
@@ -358,6 +360,8 @@ class Reasoner:
         statistics.world_model_calls = outcome.calls
         statistics.gate = outcome.verdict.value
         if outcome.simulations == 0:
+            if outcome.stop is Stop.DEADLINE:
+                self._finish_pace.refused()
             statistics.fall_back(Status.POLICY, f"{outcome.stop.value} before the first simulation")
             return own
         if outcome.stop is Stop.GATE:
