@@ -26,10 +26,11 @@ from vla_reasoner_ros.paths import share_directory
 
 NODES = ("sim_node", "camera_node", "arm_controller_node", "planner_node")
 NAMESPACE = "launch_test"
-STARTUP_S = 240.0  # the first search of a machine is compiled
+STARTUP_S = 600.0  # the first search of a machine is compiled
 
 
 @pytest.mark.launch_test
+@pytest.mark.timeout(1200)
 def generate_test_description():
     sim = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(share_directory() / "launch" / "sim.launch.py")),
@@ -38,6 +39,7 @@ def generate_test_description():
             "task": "lift_green",
             "seed": "0",
             "lockstep": "true",
+            "startup_timeout": str(STARTUP_S),
         }.items(),
     )
     return launch.LaunchDescription([sim, launch_testing.actions.ReadyToTest()])
