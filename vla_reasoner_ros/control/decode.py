@@ -52,7 +52,6 @@ def joint_waypoints(
     chunk: ActionChunk,
     kinematics: Kinematics,
     base: FloatArray,
-    seed: FloatArray,
     first: int,
     parameters: ChunkParameters,
     margin: float = 0.0,
@@ -67,8 +66,8 @@ def joint_waypoints(
     Args:
         chunk: the actions; its convention has been checked.
         kinematics: the arm's.
-        base: (J,) rad, commanded (or measured) joints at the observation's stamp.
-        seed: (J,) rad, the joints that inverse kinematics start from.
+        base: (J,) rad, commanded (or measured) joints at the observation's stamp; inverse
+            kinematics starts from them.
         first: the first action that is still ahead.
         parameters: tolerances and largest steps.
         margin: distance that inverse kinematics keeps from the position limits, rad.

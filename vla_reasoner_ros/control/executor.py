@@ -289,7 +289,6 @@ class ChunkExecutor:
                 chunk,
                 self.kinematics,
                 base,
-                start.position,
                 trimmed.first,
                 self.parameters.chunk,
                 self.parameters.motion.position_margin + OVERSHOOT,
