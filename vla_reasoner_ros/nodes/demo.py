@@ -26,7 +26,7 @@ from vla_reasoner_ros.evaluation.records import EpisodeRecord, RunRecord, camera
 from vla_reasoner_ros.evaluation.report import write_report
 from vla_reasoner_ros.evaluation.summary import paired, summarise
 from vla_reasoner_ros.files import write_atomically
-from vla_reasoner_ros.ros.campaign import ARMS, CAMERA, Campaign
+from vla_reasoner_ros.ros.campaign import CAMERA, Campaign
 from vla_reasoner_ros.ros.episodes import CONTROLLER, PLANNER, SIMULATOR
 from vla_reasoner_ros.ros.graph import GraphClient
 from vla_reasoner_ros.ros.processes import NodeProcess, ProcessGraph
@@ -93,14 +93,16 @@ def fallbacks(episodes: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def finish(records: Sequence[EpisodeRecord], arguments: argparse.Namespace) -> None:
+def finish(
+    records: Sequence[EpisodeRecord], arms: Sequence[str], arguments: argparse.Namespace
+) -> None:
     """Write report and numbers, print the table."""
     episodes = [record.summary() for record in records]
-    results = summarise(episodes, ARMS)
+    results = summarise(episodes, arms)
     model = compile_scene()
     camera = model.camera("overview").id
     width, height = PICTURE_SIZE
-    cases = paired(episodes, ARMS)
+    cases = paired(episodes, arms)
     record = RunRecord(
         title="A simulated Franka, with and without search",
         facts=[
@@ -111,8 +113,8 @@ def finish(records: Sequence[EpisodeRecord], arguments: argparse.Namespace) -> N
             ("machine", f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"),
             ("time", "lockstep: simulated time stands still while the planner thinks"),
         ],
-        notes=arm_table.notes(ARMS) + fallbacks(episodes),
-        arms=[arm_table.describe(arm) for arm in ARMS],
+        notes=arm_table.notes(list(arms)) + fallbacks(episodes),
+        arms=[arm_table.describe(arm) for arm in arms],
         episodes=episodes,
         shown=[r for r in records if any(d.picture for d in r.decisions)],
         projection=camera_projection(
@@ -128,7 +130,7 @@ def finish(records: Sequence[EpisodeRecord], arguments: argparse.Namespace) -> N
     left_out = write_report(report, record)
     numbers = json.dumps(results | {"episodes": episodes}, indent=1)
     write_atomically(arguments.out / "results.json", numbers.encode())
-    print("\n" + table(results, ARMS))
+    print("\n" + table(results, arms))
     for note in (*record.notes, *filter(None, [left_out])):
         print(f"note: {note}")
     print(f"report: {report.resolve()}")
@@ -159,7 +161,7 @@ def main(words: Sequence[str] | None = None) -> int:
                     parse_overrides(arguments.set),
                 )
                 campaign.run()
-        finish(campaign.records, arguments)
+        finish(campaign.records, campaign.arms, arguments)
     except VlaReasonerError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

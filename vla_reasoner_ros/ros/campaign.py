@@ -6,19 +6,30 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vla_reasoner_ros.components import LEARNED, world_model_verdict
 from vla_reasoner_ros.evaluation.records import EpisodeRecord
 from vla_reasoner_ros.ros.episodes import CONTROLLER, PLANNER, SIMULATOR, EpisodeRunner
 from vla_reasoner_ros.ros.graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, GraphClient
 from vla_reasoner_ros.training.progress import duration
 
 CAMERA = "camera_node"
-# One world model per phase: changing it takes the planner through clean-up and configure.
-PHASES = (("simulator", ("policy", "search_simulator")), ("latent", ("search_learned",)))
-ARMS = [arm for _, arms in PHASES for arm in arms]
-SIMULATIONS = {"policy": 0, "search_simulator": 32, "search_learned": 128}
+SIMULATIONS = {"policy": 0, "search_simulator": 32, "search_learned": 64}
 """Imagined macro-actions per decision; the true simulator is the slowest of the world models."""
 RESERVE_S = 15.0
 """Kept for the report."""
+
+Phases = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def phases() -> Phases:
+    """World models and the arms that each is configured for, in their order.
+
+    Changing the world model takes the planner through clean-up and configure. While the learned one
+    may not drive, the search is shown with the true simulator first.
+    """
+    if world_model_verdict().passed:
+        return ((LEARNED, ("policy", "search_learned")),)
+    return (("simulator", ("policy", "search_simulator")), (LEARNED, ("search_learned",)))
 
 
 class Campaign:
@@ -33,6 +44,7 @@ class Campaign:
         overrides: parameters of the planner by full name.
 
     Attributes:
+        arms: the ways of deciding that are compared.
         records: the episodes so far.
     """
 
@@ -54,8 +66,10 @@ class Campaign:
         self._overrides = dict(overrides)
         self._runner = EpisodeRunner(client)
         self._phase = ""
+        self._phases = phases()
+        self.arms = [arm for _, arms in self._phases for arm in arms]
         self.records: list[EpisodeRecord] = []
-        self._spent: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        self._spent: dict[str, list[float]] = {arm: [] for arm in self.arms}
 
     def run(self) -> None:
         """Bring the graph up, then one seed of everything, then as many more as there is time."""
@@ -64,10 +78,10 @@ class Campaign:
             self._client.change(name, CONFIGURE)
         self._client.change(CAMERA, ACTIVATE)
         first = self._seed_start
-        for phase, _ in PHASES:
+        for phase, _ in self._phases:
             self._run_phase(phase, [first], show=True)
         more = range(first + 1, first + self._seeds())
-        for phase, _ in reversed(PHASES):
+        for phase, _ in reversed(self._phases):
             self._run_phase(phase, list(more), show=False)
 
     def _seeds(self) -> int:
@@ -82,7 +96,7 @@ class Campaign:
         if not seeds:
             return
         self._use_world_model(phase)
-        arms = dict(PHASES)[phase]
+        arms = dict(self._phases)[phase]
         for seed in seeds:
             for task in self._tasks:
                 for arm in arms:
