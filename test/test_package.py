@@ -43,7 +43,7 @@ FROM_PIP = {
     "transformers",
     "websockets",
 }
-OPTIONAL = {"cv_bridge", "lerobot", "rerun"}
+OPTIONAL = {"cv_bridge", "lerobot", "ray", "rerun"}
 
 
 def scripts():
