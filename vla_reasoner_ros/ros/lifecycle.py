@@ -30,6 +30,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import rclpy
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.duration import Duration
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
@@ -52,7 +53,8 @@ EXECUTOR_THREADS = 6
 actions: one that ends while the next begins."""
 
 GRACE_S = 0.5
-"""Wall-clock seconds that a thread of the node's own has to end when the process ends."""
+"""Wall-clock seconds that a thread of the node's own has to end when the process ends, and that
+the last messages have to arrive."""
 
 UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"
 
@@ -336,11 +338,21 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
             "clients": self.destroy_client,
             "publishers": self.destroy_lifecycle_publisher,
         }
-        for kind, entities in self._entities().items():
-            for entity in entities - self._permanent[kind]:
+        mine = {kind: some - self._permanent[kind] for kind, some in self._entities().items()}
+        self._deliver(mine["publishers"])
+        for kind, entities in mine.items():
+            for entity in entities:
                 destroyers[kind](entity)
         self._endpoints.clear()
         return done
+
+    @staticmethod
+    def _deliver(publishers: set[Any]) -> None:
+        """Let the last messages, a deceleration for one, arrive: they end with their publisher."""
+        end = time.monotonic() + GRACE_S
+        for publisher in publishers:
+            left = max(0.0, end - time.monotonic())
+            publisher.wait_for_all_acked(Duration(seconds=left))
 
     def _entities(self) -> dict[str, set[Any]]:
         kinds = ("timers", "subscriptions", "services", "clients", "publishers")
