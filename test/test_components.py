@@ -13,15 +13,35 @@ def card(folder, content):
     return path
 
 
-def test_a_green_card_lets_the_model_drive(tmp_path):
-    path = card(tmp_path, {"world_models": {"latent": {"passed": True, "failures": []}}})
-    assert world_model_verdict("latent", path).passed
+def judged(passed, failures=(), digest="a"):
+    """A card about weights of this digest."""
+    entry = {"passed": passed, "failures": list(failures), "weights": {"latent_dynamics": digest}}
+    return {"world_models": {"latent": entry}}
 
 
-def test_a_red_card_says_why_not(tmp_path):
+@pytest.fixture
+def weights(tmp_path):
+    (tmp_path / "latent_dynamics.json").write_text('{"tensors_sha256": "a"}')
+    return tmp_path
+
+
+def test_a_green_card_lets_the_model_drive(weights):
+    assert world_model_verdict("latent", card(weights, judged(True))).passed
+
+
+def test_a_green_card_of_other_weights_does_not(weights):
+    verdict = world_model_verdict("latent", card(weights, judged(True, digest="b")))
+    assert not verdict.passed
+    assert "judged other weights of latent_dynamics" in verdict.reason
+
+
+def test_the_shipped_card_is_about_the_shipped_weights():
+    assert "other weights" not in world_model_verdict().reason
+
+
+def test_a_red_card_says_why_not(weights):
     failures = ["rank correlation: 0.120, expected at least 0.5"]
-    path = card(tmp_path, {"world_models": {"latent": {"passed": False, "failures": failures}}})
-    verdict = world_model_verdict("latent", path)
+    verdict = world_model_verdict("latent", card(weights, judged(False, failures)))
     assert not verdict.passed
     assert failures[0] in verdict.reason
 

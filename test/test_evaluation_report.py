@@ -10,7 +10,6 @@ import pytest
 from vla_reasoner_ros.data.images import encode_jpeg
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms, report, svg
-from vla_reasoner_ros.search.lines import root_candidates
 from vla_reasoner_ros.evaluation.records import (
     DecisionRecord,
     EpisodeRecord,
@@ -18,6 +17,7 @@ from vla_reasoner_ros.evaluation.records import (
     camera_projection,
     project,
 )
+from vla_reasoner_ros.search.lines import root_candidates
 from vla_reasoner_ros.search.statistics import SearchStatistics
 from vla_reasoner_ros.sim.world import World
 

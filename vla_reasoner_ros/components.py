@@ -109,7 +109,7 @@ class Components:
 
 
 def world_model_verdict(name: str = LEARNED, card: Path | None = None) -> Verdict:
-    """What the report card says about a learned world model.
+    """What the report card says about a learned world model, if it is about these weights.
 
     Args:
         name: the world model's registered name.
@@ -125,6 +125,15 @@ def world_model_verdict(name: str = LEARNED, card: Path | None = None) -> Verdic
         entry = json.loads(path.read_text(encoding="utf-8"))["world_models"].get(name)
         if entry is None:
             return Verdict(False, f"the report card says nothing of {name!r}")
+        others = [
+            stem
+            for stem, digest in entry["weights"].items()
+            if json.loads((path.parent / f"{stem}.json").read_text())["tensors_sha256"] != digest
+        ]
+        if others:
+            return Verdict(
+                False, f"the report card of {name!r} judged other weights of {', '.join(others)}"
+            )
         if entry["passed"]:
             return Verdict(True)
         failures = "; ".join(entry.get("failures", ()))

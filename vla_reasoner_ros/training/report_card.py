@@ -32,6 +32,7 @@ from vla_reasoner_ros.training.latents import (
 from vla_reasoner_ros.training.world_model import MOVED
 from vla_reasoner_ros.values.progress import MODEL_NAME as VALUE_NAME
 from vla_reasoner_ros.values.progress import ProgressNetwork, load_progress
+from vla_reasoner_ros.world_models.encoder import MODEL_NAME as ENCODER_NAME
 from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout
 from vla_reasoner_ros.world_models.latent import MODEL_NAME as DYNAMICS_NAME
 from vla_reasoner_ros.world_models.latent import DynamicsNetwork, load_dynamics
@@ -452,7 +453,7 @@ def run(arguments: argparse.Namespace) -> int:
         "world_models": {},
     }
     if (folder / f"{DYNAMICS_NAME}.safetensors").exists():
-        dynamics, _ = load_dynamics(folder, encoder)
+        dynamics, dynamics_card = load_dynamics(folder, encoder)
         imagined = imagine(dynamics, branches)
         others = imagine(dynamics, branches, np.roll(branches.actions, 1, axis=1))
         values = values_of(network, imagined[:, :, 0], branches.sentence)
@@ -469,6 +470,11 @@ def run(arguments: argparse.Namespace) -> int:
         of_value = card["values"]["progress"]["failures"]
         entry["failures"] += [f"its value is red: {failure}" for failure in of_value]
         entry["passed"] = not entry["failures"]
+        entry["weights"] = {
+            ENCODER_NAME: encoder.fingerprint,
+            VALUE_NAME: value_card["tensors_sha256"],
+            DYNAMICS_NAME: dynamics_card["tensors_sha256"],
+        }
         card["world_models"]["latent"] = entry
     _print(card)
     text = json.dumps(_rounded(card), indent=2) + "\n"
