@@ -1,7 +1,7 @@
 """A simulated Franka with cameras, planner with search, and arm controller.
 
-The search imagines with the true simulator, and simulated time stops while it thinks;
-``world_model:=latent lockstep:=false`` is what a robot would have.
+The search imagines with the learned world model while its report card is green, and simulated time
+stops while it thinks; ``lockstep:=false`` is what a robot would have.
 
 Example: ``ros2 launch vla_reasoner_ros sim.launch.py task:=lift_green seed:=3``
 """
@@ -55,7 +55,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *bringup.common_arguments(use_sim_time="true"),
-            *bringup.planner_arguments(policy="small_vla", world_model="simulator"),
+            *bringup.planner_arguments(policy="small_vla", world_model="auto"),
             bringup.argument("task", "lift_green", "Task of the first episode.", list(TASKS)),
             bringup.argument("seed", "0", "Seed of the first episode."),
             bringup.argument(
