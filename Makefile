@@ -16,7 +16,7 @@ demo: setup ## the simulated arm, with and without search: a table and a report
 	@$(ENVIRONMENT) exec install/vla_reasoner_ros/lib/vla_reasoner_ros/demo $(ARGS)
 
 test: setup ## every test
-	@$(ENVIRONMENT) exec python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(ENVIRONMENT) exec python -m pytest -n 2 --dist loadfile --reruns 2 $(ARGS)
 
 bench: setup ## the benchmarks, one JSON object a line
 	@$(ENVIRONMENT) exec python benchmark/run.py $(ARGS)

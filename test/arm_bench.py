@@ -100,6 +100,8 @@ class Bench:
         self.step(0.02)
         self.forget()
         for name in self.nodes:
+            if self.client.state(name) == lifecycle.ACTIVE:  # a test before ended half-way
+                self.client.change(name, lifecycle.DEACTIVATE)
             self.client.change(name, lifecycle.ACTIVATE)
         publishers = (self.clock, self.joints, self.chunks, self.estop)
         self.wait(lambda: all(p.get_subscription_count() for p in publishers), "connections")
@@ -168,7 +170,7 @@ class Bench:
     def move(self):
         self.send(self.chunk())
         self.run(0.3)
-        assert self.status.state == ControllerState.EXECUTING
+        assert self.status.state == ControllerState.EXECUTING, (self.status, self.deadman)
         assert np.abs(self.arm.state.velocity).max() > 0.1
 
     def call(self, kind, name, **fields):

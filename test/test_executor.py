@@ -80,7 +80,15 @@ def test_an_error_of_a_job_comes_as_it_was_raised_and_ends_the_run(tmp_path):
         dict(run_jobs(Squares, (str(tmp_path),), [1, -5], settings))
 
 
-def test_leaving_early_ends_the_workers(tmp_path):
+@pytest.fixture
+def interruptible():
+    """The workers of a parallel test run ignore Ctrl-C; here it interrupts, as in a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_leaving_early_ends_the_workers(tmp_path, interruptible):
     def leave():
         deadline = time.monotonic() + 60.0
         while not (tmp_path / "job_0").exists() and time.monotonic() < deadline:
