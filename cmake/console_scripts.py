@@ -13,7 +13,8 @@ import sys
 
 from {module} import {function}
 
-sys.exit({function}())
+if __name__ == "__main__":  # worker processes import this file under another name
+    sys.exit({function}())
 """
 
 

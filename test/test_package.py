@@ -2,6 +2,7 @@ import ast
 import configparser
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,10 @@ def test_the_executables_are_those_of_the_list():
         assert os.access(path, os.X_OK)
         assert os.access(interpreter, os.X_OK)
     assert os.access(prefix() / "bin" / "vla-reasoner", os.X_OK)
+
+
+def test_a_worker_process_that_imports_an_executable_runs_nothing():
+    runpy.run_path(str(prefix() / "bin" / "vla-reasoner"), run_name="__mp_main__")
 
 
 def test_messages_modules_and_share_files_are_installed_together():
