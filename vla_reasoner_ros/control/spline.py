@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_banded
+from scipy.linalg.lapack import dgbsv
 
 from vla_reasoner_ros.control.robots import JointLimits
 from vla_reasoner_ros.control.trajectory import (
@@ -266,24 +266,26 @@ def _minimum_jerk_knots(
     known = np.empty((extra + 2 * inner, joints))
     known[extra::2] = 60.0 * (change[1:] - change[:-1])
     known[extra + 1 :: 2] = -360.0 * (change[1:] / right[:, None] + change[:-1] / left[:, None])
-    banded = np.zeros((7, extra + 2 * inner))
+    banded = np.zeros((10, extra + 2 * inner))  # LAPACK's layout: three rows to work in, the bands
     if inner:
         known[extra : extra + 2] -= np.outer(matrix[0, :, 0], start.velocity * scale)
         if not free_start:
             known[:2] -= np.outer(matrix[0, :, 1], start.acceleration * scale**2)
     if free_start:  # 9 w0 / h + 24 u1 / h^2 - 3 w1 / h = 60 change - 36 u0 / h^2
         known[0] = 60.0 * change[0] - 36.0 * start.velocity * scale / h[0] ** 2
-        banded[3, 0] = 9.0 / h[0]
+        banded[6, 0] = 9.0 / h[0]
         if inner:
-            banded[2, 1], banded[1, 2] = 24.0 / h[0] ** 2, -3.0 / h[0]
+            banded[5, 1], banded[4, 2] = 24.0 / h[0] ** 2, -3.0 / h[0]
     for row in range(2):
         for column in range(6):
             offset = column - 2 - row  # of the column from the diagonal
             first = 0 if column > 1 or (column == 1 and free_start) else 1
             last = inner - 1 if column > 3 else inner
-            at = extra + 2 * np.arange(first, last) + row + offset
-            banded[3 - offset, at] = matrix[first:last, row, column]
-    solution = solve_banded((3, 3), banded, known, check_finite=False)
+            at = extra + 2 * first + row + offset
+            banded[6 - offset, at : at + 2 * (last - first) : 2] = matrix[first:last, row, column]
+    _, _, solution, singular = dgbsv(3, 3, banded, known, overwrite_ab=True, overwrite_b=True)
+    if singular:  # intervals so unequal that nothing can be computed; no limit holds for these
+        solution = np.full_like(known, np.nan)
     velocities[1:-1] = solution[extra::2] / scale
     accelerations[1:-1] = solution[extra + 1 :: 2] / scale**2
     if free_start:
@@ -293,12 +295,15 @@ def _minimum_jerk_knots(
 
 def _excess(trajectory: JointTrajectory, limits: JointLimits) -> FloatArray:
     """By how much each interval (N,) is too short: above 1 where a limit is broken inside it."""
-    position, velocity, _, _ = _samples(trajectory)
-    acceleration, jerk = _extremes(trajectory)
+    coefficients = unit_coefficients(trajectory)
+    h = np.diff(trajectory.times)[:, None]
+    acceleration, jerk = _extremes(coefficients, h)
+    by_segment = coefficients.transpose(1, 0, 2)
+    velocity = _RATES @ by_segment[:, 1:] / h[:, None]
     if limits.velocity_envelope is None:
         speed = np.abs(velocity) / limits.velocity
     else:
-        speed = _envelope_ratio(position, velocity, limits)
+        speed = _envelope_ratio(_POWERS @ by_segment, velocity, limits)
     return np.maximum(
         speed.max(axis=(1, 2)),
         np.maximum(
@@ -308,14 +313,16 @@ def _excess(trajectory: JointTrajectory, limits: JointLimits) -> FloatArray:
     )
 
 
-def _extremes(trajectory: JointTrajectory) -> tuple[FloatArray, FloatArray]:
+def _extremes(c: FloatArray, h: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The largest acceleration and jerk, absolute, in every interval: each (N, J).
 
     Jerk is a parabola with its extreme where snap is zero; acceleration is a cubic with its
     extremes where jerk is zero.
+
+    Args:
+        c: quintic coefficients (6, N, J) of time over interval length.
+        h: (N, 1) s, the lengths.
     """
-    h = np.diff(trajectory.times)[:, None]
-    c = unit_coefficients(trajectory)
     constant, linear, square = 6.0 * c[3], 24.0 * c[4], 60.0 * c[5]
     with np.errstate(divide="ignore", invalid="ignore"):
         vertex = -linear / (2.0 * square)
@@ -328,7 +335,7 @@ def _extremes(trajectory: JointTrajectory) -> tuple[FloatArray, FloatArray]:
     ends = (np.zeros_like(vertex), np.ones_like(vertex))
 
     def largest(places: tuple[FloatArray, ...], *powers: FloatArray) -> FloatArray:
-        inside = np.clip(np.nan_to_num(np.stack((*ends, *places))), 0.0, 1.0)
+        inside = np.fmin(np.fmax(np.stack((*ends, *places)), 0.0), 1.0)  # 0 where there is none
         value = np.zeros_like(inside)
         for coefficient in powers[::-1]:
             value = value * inside + coefficient
@@ -347,6 +354,7 @@ def _envelope_ratio(position: FloatArray, velocity: FloatArray, limits: JointLim
 
 _GRID = np.linspace(0.0, 1.0, SAMPLES_PER_SEGMENT)
 _POWERS = _GRID[:, None] ** np.arange(6.0)
+_RATES = _POWERS[:, :5] * np.arange(1.0, 6.0)
 
 
 def _samples(
