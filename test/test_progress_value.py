@@ -7,17 +7,23 @@ import torch
 from test_encoder import observe
 
 from vla_reasoner_ros.errors import ConfigurationError, ModelError
+from vla_reasoner_ros.parameters import build
 from vla_reasoner_ros.sim.experts import Expert
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.latents import EpisodeLatents
 from vla_reasoner_ros.training.value import (
+    RANKED,
+    ValueLossParameters,
+    rank_correlation,
+    ranks_by_kind,
+)
+from vla_reasoner_ros.training.value import value_loss as objective
+from vla_reasoner_ros.training.value_groups import (
     UNKNOWN,
     Groups,
     episode_groups,
-    rank_correlation,
-    ranks_by_kind,
     roles_of,
-    value_loss,
+    without_setbacks,
 )
 from vla_reasoner_ros.values.progress import ProgressNetwork, ProgressValue, ValueConfig
 from vla_reasoner_ros.weights import save_model
@@ -28,6 +34,7 @@ LAYOUT = LatentLayout()
 RED, GREEN, PLATE = (LAYOUT.objects.index(n) for n in ("red_block", "green_block", "plate"))
 TINY = ValueConfig(hidden=16, words=4)
 SOURCE = "fingerprint of the encoder"
+value_loss = objective(ValueLossParameters())
 
 
 def tiny_value(folder):
@@ -122,18 +129,10 @@ def groups(count=6, size=16, seed=0):
 
 def test_training_learns_to_rank_by_height():
     data = groups()
-    torch.manual_seed(0)
-    network = ProgressNetwork(TINY)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    batch = data.batch(np.arange(len(data)), np.random.default_rng(0))
-    for _ in range(80):
-        loss = value_loss(network, batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    network = trained(data, value_loss)
     assert ranks_by_kind(network, data)["rank_seen"] > 0.8
-    told = network.roles(batch["sentence"][:1]).argmax(dim=-1)
-    assert (told == torch.tensor([RED, PLATE])).all()
+    sentence = torch.from_numpy(data.sentence[:1])
+    assert (network.roles(sentence).argmax(dim=-1) == torch.tensor([RED, PLATE])).all()
 
 
 def test_the_objects_that_a_task_is_about_are_taught_where_they_are_known():
@@ -193,6 +192,53 @@ def test_dense_labels_need_recorded_progress():
     recorded = episode(False, np.linspace(0.0, 0.3, 40, dtype=np.float32))
     found = episode_groups([recorded], "dense", LAYOUT, np.random.default_rng(0))
     assert found.progress.max() <= 0.3
+
+
+def trained(data, loss, steps=80):
+    torch.manual_seed(0)
+    network = ProgressNetwork(TINY)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    batch = data.batch(np.arange(len(data)), np.random.default_rng(0))
+    for _ in range(steps):
+        value = loss(network, batch)["loss"]
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    return network
+
+
+def test_ranked_labels_teach_the_order_and_nothing_of_how_much():
+    ranked = objective(build(ValueLossParameters, RANKED))
+    data = groups()
+    network = trained(data, ranked)
+    assert ranks_by_kind(network, data)["rank_seen"] > 0.8
+    shifted = replace(data, progress=data.progress + 0.1)
+
+    def change(loss):
+        losses = [
+            loss(network, d.batch(np.arange(6), None))["loss"].item() for d in (data, shifted)
+        ]
+        return abs(losses[1] - losses[0])
+
+    assert change(ranked) < 1e-5
+    assert change(value_loss) > 1e-2
+
+
+def test_without_failures_no_outcome_sets_a_task_back_and_sizes_stay():
+    data = groups(count=3)
+    before = np.median(data.progress, axis=1)
+    before[2] = 2.0  # everything sets this one back
+    kept = without_setbacks(data, before)
+    assert kept.latents.shape == (2, 16, LAYOUT.width)
+    assert (kept.progress >= before[:2, None]).all()
+    for row in range(2):
+        assert set(kept.progress[row]) == {p for p in data.progress[row] if p >= before[row]}
+
+
+def test_only_setbacks_are_no_data():
+    data = groups(count=2)
+    with pytest.raises(ConfigurationError, match="no decision has two outcomes"):
+        without_setbacks(data, np.full(2, 2.0))
 
 
 @pytest.fixture(scope="module")

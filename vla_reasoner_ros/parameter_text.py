@@ -1,12 +1,14 @@
-"""Declared parameters as text: YAML files with comments, and tables for the documentation."""
+"""Declared parameters as text: YAML files with comments, tables, and words of a command line."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
+from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import Declaration, declarations, flatten
 
 WIDTH = 96
@@ -49,6 +51,24 @@ def to_markdown(cls: type, prefix: str = "") -> str:
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words as parameters by full name; values are read as YAML.
+
+    Raises:
+        ConfigurationError: not of this form.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator or not name:
+            raise ConfigurationError(f"--set: expected NAME=VALUE, got {assignment!r}")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"--set {name}: not a value: {text!r}") from error
+    return values
 
 
 def explain(declaration: Declaration) -> str:

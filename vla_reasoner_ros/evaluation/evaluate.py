@@ -16,8 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vla_reasoner_ros import __version__, executor
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
@@ -25,6 +23,7 @@ from vla_reasoner_ros.evaluation.markdown import write_markdown
 from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
 from vla_reasoner_ros.evaluation.summary import summarise
 from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.paths import MODELS_VARIABLE
 from vla_reasoner_ros.sim.scene import load_hook
 from vla_reasoner_ros.sim.tasks import TASKS
@@ -121,24 +120,6 @@ def run(arguments: argparse.Namespace) -> int:
     print(table(results, names))
     print(f"results: {arguments.json}, {arguments.json.with_suffix('.md')}")
     return 0
-
-
-def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` words as parameters by full name; values are read as YAML.
-
-    Raises:
-        ConfigurationError: not of this form.
-    """
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        name, separator, text = assignment.partition("=")
-        if not separator or not name:
-            raise ConfigurationError(f"--set: expected NAME=VALUE, got {assignment!r}")
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"--set {name}: not a value: {text!r}") from error
-    return values
 
 
 def plan(tasks: str, episodes: int, seed_start: int, names: Sequence[str]) -> list[Case]:

@@ -1,230 +1,152 @@
-"""Train the progress value: regress dense progress, and rank the candidates of one decision.
+"""Train the progress value: regress task progress, and rank the candidates of one decision.
 
-The unit of training is a group of states that share an instruction: the outcomes of one decision's
-candidates, as the encoder saw them and as the world model imagines them, or steps of one episode.
-Besides the value itself, its differences within a group are regressed, since a search compares
-nothing else, and pairs are ranked (Bradley and Terry's model). Where the task of a recording says
-which objects its sentence is about, that is taught as well: from progress alone a network that
-has seen a thousand scenes still mixes them up. ``--labels linear`` trains the paper's linear
-progress i / (T - 1) on episodes instead (arXiv 2509.22643, eq. 7).
+The unit of training is a group of states that share an instruction
+(:mod:`vla_reasoner_ros.training.value_groups`). Besides the value itself, its differences within a
+group are regressed, since a search compares nothing else, and pairs are ranked (Bradley and Terry's
+model). Where the task of a recording says which objects its sentence is about, that is taught as
+well: from progress alone a network that has seen a thousand scenes still mixes them up.
+
+``--labels`` says what a state is worth: ``dense``, the progress of the task's phases, on branched
+decisions; ``linear``, the paper's i / (T - 1), on episodes; ``ranked``, nothing but the order of
+the outcomes of one decision. ``--without-failures`` leaves out what demonstrations never show.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.parameter_text import parse_overrides
+from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
-from vla_reasoner_ros.sim.tasks import TASKS
-from vla_reasoner_ros.training.latents import (
-    BranchLatents,
-    EpisodeLatents,
-    Float32,
-    load_branches,
-    load_episodes,
-)
+from vla_reasoner_ros.training.latents import BranchLatents, load_branches, load_episodes
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train, training_device
+from vla_reasoner_ros.training.value_groups import (
+    UNKNOWN,
+    Groups,
+    episode_groups,
+    imagined_groups,
+    seen_groups,
+    without_setbacks,
+)
 from vla_reasoner_ros.values.progress import MODEL_NAME, ProgressNetwork, ValueConfig
 from vla_reasoner_ros.weights import save_model
-from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout
+from vla_reasoner_ros.world_models.encoder import Encoder
 from vla_reasoner_ros.world_models.latent import DynamicsNetwork, load_dynamics
 
-GROUP = 16
-"""States in a group."""
-FAILURE_CAP = 0.4
-"""The most that linear labels grant a failed episode."""
-RANK_SCALE = 0.03
-"""The difference of values at which a pair counts as well told apart."""
-UNKNOWN = -1
-"""A role that nobody says."""
-KEEP = 0.8
-"""Share of the groups that each member of the ensemble learns from."""
+LABELS = ("dense", "linear", "ranked")
+HELD_OUT = 0.1
+"""Share of the episodes that judge."""
 
 
 @dataclass(frozen=True)
-class Groups:
-    """N groups of G states.
+class ValueLossParameters:
+    """What the value is trained for; all weights are shares of one sum."""
 
-    Attributes:
-        latents: (N, G, Z).
-        sentence: (N, S).
-        progress: (N, G) label of each state.
-        kind: (N,) 0 seen, 1 imagined, 2 steps of an episode.
-        roles: (N, 2) which objects the sentence is about, by their places in the latent: the one
-            to move and where it shall go; :data:`UNKNOWN` where nobody says.
-    """
+    regression: float = parameter(3.0, "Weight of the error of the value.", minimum=0.0)
+    regression_beta: float = parameter(
+        0.03, "Error at which its loss turns from a parabola to the error itself.", minimum=1e-4
+    )
+    differences: float = parameter(
+        6.0, "Weight of the error of differences within a group.", minimum=0.0
+    )
+    differences_beta: float = parameter(0.02, "The same turn for differences.", minimum=1e-4)
+    ranking: float = parameter(0.3, "Weight of the order of pairs within a group.", minimum=0.0)
+    ranking_scale: float = parameter(
+        0.03, "Difference of values at which a pair counts as well told apart.", minimum=1e-4
+    )
+    ranking_gap: float = parameter(
+        0.05, "Difference of labels from which a pair counts in full.", minimum=1e-4
+    )
+    ranking_tie: float = parameter(
+        0.003, "Difference of labels up to which a pair has no order.", minimum=0.0
+    )
+    roles: float = parameter(
+        0.3, "Weight of telling which objects the sentence is about.", minimum=0.0
+    )
+    share: float = parameter(
+        0.8,
+        "Share of the groups that each member of the ensemble learns from.",
+        minimum=0.05,
+        maximum=1.0,
+    )
 
-    latents: Float32
-    sentence: Float32
-    progress: Float32
-    kind: NDArray[np.int64]
-    roles: NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.progress)
+def value_loss(
+    parameters: ValueLossParameters,
+) -> Callable[[nn.Module, Batch], dict[str, Tensor]]:
+    """The objective: regression of progress and of its differences, and a ranking of pairs."""
 
-    def batch(self, indices: NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
-        """Some groups; ``group`` numbers them in training, so that members can differ by it."""
+    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        latents, true = batch["latents"], batch["progress"]
+        groups, size = true.shape
+        sentences = batch["sentence"][:, None].expand(-1, size, -1).flatten(0, 1)
+        with torch.autocast(latents.device.type, enabled=False):
+            values = module(latents.flatten(0, 1), sentences).unflatten(-1, (groups, size))
+        keep = _learned_by(values.shape[0], batch["group"], parameters.share)
+        per_group = _group_terms(values, true, parameters)
+        average = values.mean(dim=0)
         return {
-            "latents": torch.from_numpy(self.latents[indices]),
-            "sentence": torch.from_numpy(self.sentence[indices]),
-            "progress": torch.from_numpy(self.progress[indices]),
-            "kind": torch.from_numpy(self.kind[indices]),
-            "roles": torch.from_numpy(self.roles[indices]),
-            "group": torch.from_numpy(indices if rng is not None else indices * 0 - 1),
+            "loss": (per_group * keep / keep.sum().clamp_min(1.0)).sum()
+            + parameters.roles * _roles_term(module, batch, values.shape[0]),
+            "error": (average - true).abs().mean(),
+            "rank": rank_correlation(average.detach(), true).mean(),
         }
 
-    @classmethod
-    def join(cls, parts: list[Groups]) -> Groups:
-        """Put several sets together."""
-        names = ("latents", "sentence", "progress", "kind", "roles")
-        return cls(*[np.concatenate([getattr(p, n) for p in parts]) for n in names])
+    return loss
 
 
-def roles_of(tasks: Sequence[str], layout: LatentLayout) -> NDArray[np.int64]:
-    """(N, 2) the objects that tasks are about, see :class:`Groups`."""
-
-    def place(name: str | None) -> int:
-        return layout.objects.index(name) if name in layout.objects else UNKNOWN
-
-    about = [
-        (TASKS[name].block, TASKS[name].target) if name in TASKS else (None, None) for name in tasks
-    ]
-    return np.array([[place(block), place(target)] for block, target in about], dtype=np.int64)
-
-
-def seen_groups(branches: BranchLatents, layout: LatentLayout) -> Groups:
-    """The outcomes of each decision's candidates, as the encoder saw them rendered."""
-    return Groups(
-        branches.outcomes,
-        branches.sentence,
-        branches.outcome_progress[:, :, 0],
-        np.zeros(len(branches), dtype=np.int64),
-        roles_of(branches.task, layout),
-    )
-
-
-@torch.inference_mode()
-def imagined_groups(branches: BranchLatents, dynamics: DynamicsNetwork) -> Groups:
-    """The same outcomes as the world model imagines them, after one and more macro-actions."""
-    count, candidates, horizons = branches.actions.shape[:3]
-    now = torch.from_numpy(np.repeat(branches.root, candidates, axis=0))
-    parts = []
-    for horizon in range(horizons):
-        actions = torch.from_numpy(
-            branches.actions[:, :, horizon].reshape(-1, *branches.actions.shape[3:])
-        )
-        now = torch.cat(
-            [
-                dynamics(a, b).latents.mean(dim=0)
-                for a, b in zip(now.split(1024), actions.split(1024), strict=True)
-            ]
-        )
-        parts.append(
-            Groups(
-                now.numpy().reshape(count, candidates, -1),
-                branches.sentence,
-                branches.outcome_progress[:, :, horizon],
-                np.ones(count, dtype=np.int64),
-                roles_of(branches.task, dynamics.config.layout),
-            )
-        )
-    return Groups.join(parts)
-
-
-def episode_groups(
-    episodes: list[EpisodeLatents], labels: str, layout: LatentLayout, rng: np.random.Generator
-) -> Groups:
-    """Random steps of each episode.
-
-    Args:
-        episodes: as latents.
-        labels: ``dense`` takes the recorded progress, ``linear`` i / (T - 1), capped on failures.
-        layout: of the latents.
-        rng: picks the steps.
-
-    Raises:
-        ConfigurationError: dense labels of an episode that records no progress.
-    """
-    rows: list[tuple[Float32, Float32, Float32]] = []
-    tasks: list[str] = []
-    for episode in episodes:
-        length = len(episode)
-        progress = episode.progress
-        if labels == "linear":
-            cap = 1.0 if episode.success else FAILURE_CAP
-            progress = np.linspace(0.0, 1.0, length, dtype=np.float32).clip(0.0, cap)
-        elif np.isnan(progress).any():
-            raise ConfigurationError("dense labels: an episode records no progress")
-        for _ in range(max(1, length // GROUP)):
-            steps = np.sort(rng.integers(0, length, GROUP))
-            rows.append((episode.encoded[steps], episode.sentence, progress[steps]))
-            tasks.append(episode.task)
-    return Groups(
-        *[np.stack([row[i] for row in rows]).astype(np.float32) for i in range(3)],
-        np.full(len(rows), 2, dtype=np.int64),
-        roles_of(tasks, layout),
-    )
-
-
-def value_loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Regression of progress and of its differences, and a ranking of pairs."""
-    latents, true = batch["latents"], batch["progress"]
-    groups, size = true.shape
-    sentences = batch["sentence"][:, None].expand(-1, size, -1).flatten(0, 1)
-    with torch.autocast(latents.device.type, enabled=False):
-        values = module(latents.flatten(0, 1), sentences).unflatten(-1, (groups, size))
-    members = values.shape[0]
-    # Members differ by what they learn from: a fixed pseudo-random subset of the groups each.
-    number = batch["group"][None] * members
-    number = number + torch.arange(members, device=number.device)[:, None]
+def _learned_by(members: int, group: Tensor, share: float) -> Tensor:
+    """(E, N) 1 where a member learns from a group: a fixed pseudo-random subset each."""
+    number = group[None] * members + torch.arange(members, device=group.device)[:, None]
     draw = ((number * 2654435761) % 4294967296).float() / 4294967296.0
-    keep = ((draw < KEEP) | (batch["group"][None] < 0)).float()
-    share = keep / keep.sum().clamp_min(1.0)
+    return ((draw < share) | (group[None] < 0)).float()
 
-    def mean(per_group: Tensor) -> Tensor:
-        return (per_group * share).sum()
 
+def _group_terms(values: Tensor, true: Tensor, parameters: ValueLossParameters) -> Tensor:
+    """(E, N) loss of each member on each group, from (E, N, G) values and (N, G) labels."""
     regression = functional.smooth_l1_loss(
-        values, true.expand_as(values), beta=0.03, reduction="none"
+        values, true.expand_as(values), beta=parameters.regression_beta, reduction="none"
     )
     centred = values - values.mean(dim=-1, keepdim=True)
     true_centred = (true - true.mean(dim=-1, keepdim=True)).expand_as(centred)
-    differences = functional.smooth_l1_loss(centred, true_centred, beta=0.02, reduction="none")
+    differences = functional.smooth_l1_loss(
+        centred, true_centred, beta=parameters.differences_beta, reduction="none"
+    )
     gap = true[:, :, None] - true[:, None, :]
     told = (values[..., :, None] - values[..., None, :]) * gap.sign()
-    weight = (gap.abs() / 0.05).clamp_max(1.0) * (gap.abs() > 0.003)
-    pairs = functional.softplus(-told / RANK_SCALE) * weight
+    weight = (gap.abs() / parameters.ranking_gap).clamp_max(1.0)
+    weight = weight * (gap.abs() > parameters.ranking_tie)
+    pairs = functional.softplus(-told / parameters.ranking_scale) * weight
     ranking = pairs.sum(dim=(-1, -2)) / weight.sum(dim=(-1, -2)).clamp_min(1.0)
+    return (
+        parameters.regression * regression.mean(-1)
+        + parameters.differences * differences.mean(-1)
+        + parameters.ranking * ranking
+    )
+
+
+def _roles_term(module: nn.Module, batch: Batch, members: int) -> Tensor:
+    """Cross-entropy of which objects the sentences are about, where somebody says."""
     roles = batch["roles"].flatten().expand(members, -1)
     attention = functional.cross_entropy(
         module.roles(batch["sentence"]).flatten(1, 2).transpose(1, 2),  # type: ignore[operator]
         roles,
         ignore_index=UNKNOWN,
         reduction="sum",
-    ) / (roles != UNKNOWN).sum().clamp_min(1)
-    average = values.mean(dim=0)
-    order = rank_correlation(average.detach(), true)
-    return {
-        "loss": 3.0 * mean(regression.mean(-1))
-        + 6.0 * mean(differences.mean(-1))
-        + 0.3 * mean(ranking)
-        + 0.3 * attention,
-        "error": (average - true).abs().mean(),
-        "rank": order.mean(),
-    }
+    )
+    return attention / (roles != UNKNOWN).sum().clamp_min(1)
 
 
 @torch.inference_mode()
@@ -255,6 +177,10 @@ def rank_correlation(values: Tensor, true: Tensor) -> Tensor:
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp_min(1e-9)
 
 
+RANKED = {"regression": 0.0, "differences": 0.0, "ranking": 1.0}
+"""Weights of ``--labels ranked``: how much better an outcome is plays no part."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
@@ -265,7 +191,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders of branched decisions",
     )
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
-    parser.add_argument("--labels", choices=["dense", "linear"], default="dense")
+    parser.add_argument(
+        "--labels",
+        choices=LABELS,
+        default=LABELS[0],
+        help="what a state is worth: the task's phases, its place in an episode, or only which "
+        "outcome of a decision is better",
+    )
+    parser.add_argument(
+        "--without-failures",
+        action="store_true",
+        help="leave out failed episodes and outcomes that set the task back",
+    )
     parser.add_argument(
         "--imagined",
         type=Path,
@@ -273,10 +210,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="learn from outcomes imagined by the world model in this folder too; best by one that "
         "never saw these scenes, since it then errs as it will in use",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"of the loss: {', '.join(flatten(ValueLossParameters()))}; may be repeated",
+    )
     parser.add_argument("--cache", type=Path, default=Path("data/latents"))
     parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
     parser.add_argument("--batch-size", type=int, default=32, help="groups a step")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps to a checkpoint")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("data/training/value"))
@@ -285,6 +230,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Encode what is not yet, train, save."""
     folder = arguments.models or models_directory()
+    weights = RANKED if arguments.labels == "ranked" else {}
+    objective = build(ValueLossParameters, weights | parse_overrides(arguments.set))
     torch.set_num_threads(arguments.threads)
     encoder = Encoder.load(folder)
     encoder.network.to(training_device())
@@ -299,20 +246,22 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         learning_rate=1e-3,
         weight_decay=1e-3,
-        evaluate_every=500,
+        evaluate_every=arguments.evaluate_every,
         threads=arguments.threads,
         seed=arguments.seed,
         bf16=False,
     )
     result = train(
         network,
-        value_loss,
+        value_loss(objective),
         training,
         held_out,
         parameters,
         arguments.work,
         title="value",
-        identity=data | {"encoder": encoder.fingerprint, "architecture": config.to_card()},
+        identity=data
+        | {"encoder": encoder.fingerprint, "architecture": config.to_card()}
+        | flatten(objective, "value_loss."),
     )
     ranks = ranks_by_kind(network, held_out)
     print(f"value: {ranks}")
@@ -324,6 +273,7 @@ def run(arguments: argparse.Namespace) -> int:
             "architecture": config.to_card(),
             "encoder": encoder.fingerprint,
             "data": data,
+            "loss": flatten(objective),
             "seed": arguments.seed,
             "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
             "metrics": {"held_out": result.metrics | ranks, "best_step": result.best_step},
@@ -338,27 +288,50 @@ def _groups(
     arguments: argparse.Namespace, folder: Path, encoder: Encoder, rng: np.random.Generator
 ) -> tuple[Groups, Groups, dict[str, Any]]:
     """Training groups, held-out groups, and what the card says of them."""
-    data: dict[str, Any] = {"labels": arguments.labels}
+    failures = not arguments.without_failures
+    data: dict[str, Any] = {"labels": arguments.labels, "failures": failures}
     training, held_out = [], []
-    if arguments.labels == "dense":
-        sides = {
-            side: load_branches([f / side for f in arguments.branches], encoder, arguments.cache)
-            for side in ("train", "held_out")
-        }
-        data |= {"decisions": len(sides["train"]), "scenes": len(np.unique(sides["train"].scene))}
-        training.append(seen_groups(sides["train"], encoder.layout))
-        held_out.append(seen_groups(sides["held_out"], encoder.layout))
+    if arguments.labels != "linear":
+        dynamics = None
         if arguments.imagined:
             dynamics, card = load_dynamics(arguments.imagined, encoder)
-            training.append(imagined_groups(sides["train"], dynamics))
-            held_out.append(imagined_groups(sides["held_out"], dynamics))
             data["world_model"] = card["tensors_sha256"]
+        for side, groups in (("train", training), ("held_out", held_out)):
+            folders = [branches / side for branches in arguments.branches]
+            branches = load_branches(folders, encoder, arguments.cache)
+            # Every value is judged on all outcomes; what it learns from is what differs.
+            groups += _outcomes(branches, encoder, dynamics, failures or side == "held_out")
+            if side == "train":
+                data |= {"decisions": len(branches), "scenes": len(np.unique(branches.scene))}
     elif not arguments.episodes:
         raise ConfigurationError("linear labels need --episodes")
+    elif arguments.imagined:
+        raise ConfigurationError(
+            "linear labels are of recorded steps: --imagined has none for what was not recorded"
+        )
     if arguments.episodes:
-        seen, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
-        parts = [load_episodes(side, encoder, arguments.cache) for side in (seen, unseen)]
-        training.append(episode_groups(parts[0], arguments.labels, encoder.layout, rng))
-        held_out.append(episode_groups(parts[1], arguments.labels, encoder.layout, rng))
+        seen, unseen = EpisodeSet.open(*arguments.episodes).split(HELD_OUT)
+        if not failures:
+            seen = seen.where(success=True)
+        labels = "linear" if arguments.labels == "linear" else "dense"
+        for episodes, groups in ((seen, training), (unseen, held_out)):
+            parts = load_episodes(episodes, encoder, arguments.cache)
+            groups.append(episode_groups(parts, labels, encoder.layout, rng))
         data |= {"episodes": len(seen), "episodes_sha256": seen.content_hash}
     return Groups.join(training), Groups.join(held_out), data
+
+
+def _outcomes(
+    branches: BranchLatents, encoder: Encoder, dynamics: DynamicsNetwork | None, failures: bool
+) -> list[Groups]:
+    """The outcomes of decisions, seen and where there is a world model imagined."""
+    parts = [seen_groups(branches, encoder.layout)]
+    if dynamics is not None:
+        parts.append(imagined_groups(branches, dynamics))
+    if failures:
+        return parts
+    # Imagined groups follow one another by horizon, each with all decisions.
+    return [
+        without_setbacks(part, np.tile(branches.progress, len(part) // len(branches)))
+        for part in parts
+    ]
