@@ -314,7 +314,8 @@ class SlowClock:
 def slow_rig(cost, **changes):
     """A rig on a machine where every planning takes ``cost`` ns."""
     rig = Rig(**changes)
-    rig.executor = ChunkExecutor(rig.parameters, clock=SlowClock(rig, cost))
+    rig.clock = SlowClock(rig, cost)
+    rig.executor = ChunkExecutor(rig.parameters, clock=rig.clock)
     rig.measure()
     return rig
 
@@ -322,7 +323,7 @@ def slow_rig(cost, **changes):
 def test_a_motion_that_was_planned_too_slowly_is_planned_again_with_a_longer_lead():
     rig = slow_rig(15 * MS, motion__lead_time=0.02, motion__max_lead_time=0.2)
     accepted = rig.submit(rig.chunk(FORWARD))
-    lead = accepted.motion.start_ns - rig.executor._clock.now
+    lead = accepted.motion.start_ns - rig.clock.now
     assert rig.executor.lead_time == pytest.approx(0.03)
     assert lead == 15 * MS  # what is left of it when the command leaves
 
@@ -330,10 +331,10 @@ def test_a_motion_that_was_planned_too_slowly_is_planned_again_with_a_longer_lea
 def test_a_machine_that_is_fast_again_gets_its_lead_back():
     rig = slow_rig(15 * MS, motion__lead_time=0.02)
     rig.submit(rig.chunk(FORWARD))
-    rig.executor._clock.cost = 0
+    rig.clock.cost = 0
     for _ in range(40):
         rig.now += 100 * MS
-        rig.executor._clock.now = rig.now
+        rig.clock.now = rig.now
         rig.measure()
         rig.submit(rig.chunk(0.1 * FORWARD))
     assert rig.executor.lead_time == pytest.approx(0.02)

@@ -15,9 +15,9 @@ from vla_reasoner_ros.control.commands import (
     TimedTrajectory,
 )
 from vla_reasoner_ros.control.echo import SentCommands, as_played
-from vla_reasoner_ros.control.executor import ResetRefused
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.control.stopping import brake
+from vla_reasoner_ros.control.stops import ResetRefused
 from vla_reasoner_ros.control.trajectory import JointTrajectory
 from vla_reasoner_ros.parameters import parameter
 

@@ -1,0 +1,144 @@
+"""The motion that the arm is told to make: how it is replaced, braked, repeated and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vla_reasoner_ros.control.commands import NANOSECONDS, TimedTrajectory
+from vla_reasoner_ros.control.echo import SentCommands
+from vla_reasoner_ros.control.lead import LeadTime
+from vla_reasoner_ros.control.motion import MotionPlanner
+from vla_reasoner_ros.control.parameters import ControlParameters
+from vla_reasoner_ros.control.reference import Reference
+from vla_reasoner_ros.control.robots import Robot
+from vla_reasoner_ros.control.trajectory import MotionState, resting
+from vla_reasoner_ros.types import FloatArray
+
+REPEATED_REST = 0.1  # s; a repeated motion ends that much later, to be there before its end
+LEAD_ATTEMPTS = 3  # at planning a motion before it was to start
+
+
+class RunningMotion:
+    """Replaces the commanded motion by others, in time for the arm to take them.
+
+    Args:
+        robot: the arm.
+        reference: what is commanded and measured.
+        planner: of stops and of the way back.
+        parameters: all parameters.
+        clock: tells the time, ns; None when planning takes no time.
+
+    Attributes:
+        parameters: may be replaced at any time.
+        stopping: the running motion is a stop.
+        returning: the running motion brings the command back to where the arm is.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        reference: Reference,
+        planner: MotionPlanner,
+        parameters: ControlParameters,
+        clock: Callable[[], int] | None,
+    ) -> None:
+        self._robot = robot
+        self._reference = reference
+        self._planner = planner
+        self._clock = clock
+        self._lead, self._stop_lead = LeadTime(), LeadTime()
+        self._sent = SentCommands()
+        self.parameters = parameters
+        self.stopping = self.returning = False
+
+    def forget(self) -> None:
+        """There is no motion any more."""
+        self.stopping = self.returning = False
+
+    def run(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
+        """Make a motion the running one; what is to be sent for it."""
+        self.forget()
+        keep = self.parameters.chunk.max_observation_age + 1
+        sent = self._reference.playback.follow(motion, now_ns, keep)
+        self._sent.add(sent.start_ns, sent.trajectory.positions[-1])
+        return sent
+
+    def is_own(self, stamp_ns: int, last: FloatArray) -> bool:
+        """Whether a command that was heard, by its stamp and last position (J,), was sent here."""
+        return self._sent.has(stamp_ns, last)
+
+    def lead_ns(self) -> int:
+        """Time until the next chunk's motion takes over.
+
+        The first one leaves time for the arm's controller to come from where it was told to be to
+        where the arm is, which differ by what gravity makes of a position servo.
+        """
+        motion = self.parameters.motion
+        first = self._reference.motion is None
+        least = max(motion.lead_time, motion.settle_time) if first else motion.lead_time
+        return self._grown_ns(self._lead, least)
+
+    def spent_ns(self, since_ns: int) -> int:
+        """How long planning has taken since a time, ns."""
+        return 0 if self._clock is None else self._clock() - since_ns
+
+    def in_time(self, spent_ns: int, lead_ns: int) -> bool:
+        """Remember how long planning a chunk took; whether its motion starts late enough."""
+        return self._lead.in_time(spent_ns, lead_ns)
+
+    def can_brake(self, now_ns: int) -> bool:
+        """Whether there is a motion to brake, which is no stop already."""
+        return self._reference.moving(now_ns) and not self.stopping
+
+    def brake(self, now_ns: int) -> TimedTrajectory | None:
+        """Replace the running motion by the fastest stop; None when it ends before that begins."""
+        motion = self._reference.motion
+        assert motion is not None  # can_brake said so
+        for _ in range(LEAD_ATTEMPTS):  # the last one counts, however long it took
+            lead_ns = self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time)
+            switch_ns = now_ns + lead_ns
+            if switch_ns >= motion.end_ns:
+                return None
+            stop = self._planner.stop(motion.at(switch_ns))
+            spent_ns = self.spent_ns(now_ns)
+            if self._stop_lead.in_time(spent_ns, lead_ns):
+                break
+            now_ns += spent_ns
+        sent = self.run(TimedTrajectory(switch_ns, stop), now_ns)
+        self.stopping = True
+        return sent
+
+    def ease_out(self, state: MotionState, now_ns: int) -> TimedTrajectory:
+        """Stop gently from a state that is known roughly."""
+        sent = self.run(TimedTrajectory(now_ns, self._planner.ease_out(state)), now_ns)
+        self.stopping = True
+        return sent
+
+    def back(self, now_ns: int) -> TimedTrajectory:
+        """Bring the command from where it rests to where the arm is.
+
+        Raises:
+            TrajectoryError: the way would break a limit.
+        """
+        start = self._reference.commanded(now_ns)
+        motion = self._planner.back(start, self._reference.joints.newest.positions)
+        sent = self.run(TimedTrajectory(now_ns, motion), now_ns)
+        self.returning = True
+        return sent
+
+    def repeated(self, now_ns: int) -> TimedTrajectory | None:
+        """What is left of the motion, or rest where it ended; None before the first."""
+        motion = self._reference.motion
+        if motion is None:
+            return None
+        pause = self.parameters.motion.lead_time + REPEATED_REST
+        trajectory = resting(self._robot.joint_names, motion.trajectory.end.position, pause)
+        if self._reference.moving(now_ns):
+            rest = motion.from_time(now_ns)
+            trajectory = rest.then(rest.duration, trajectory)
+        self._sent.add(now_ns, trajectory.positions[-1])
+        return TimedTrajectory(now_ns, trajectory)
+
+    def _grown_ns(self, lead: LeadTime, least: float) -> int:
+        most = self.parameters.motion.max_lead_time
+        return lead.lead_ns(round(least * NANOSECONDS), round(most * NANOSECONDS))
