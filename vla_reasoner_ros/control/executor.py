@@ -20,6 +20,7 @@ from vla_reasoner_ros.control.commands import (
 from vla_reasoner_ros.control.echo import as_played
 from vla_reasoner_ros.control.gripper import GripperSchedule
 from vla_reasoner_ros.control.kinematics import Kinematics
+from vla_reasoner_ros.control.outputs import Tracking
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkQueue, ChunkRejected, RejectionReason, Trimmed
 from vla_reasoner_ros.control.reference import Reference
@@ -27,6 +28,7 @@ from vla_reasoner_ros.control.robots import Robot, load_robot
 from vla_reasoner_ros.control.running import LEAD_ATTEMPTS, RunningMotion
 from vla_reasoner_ros.control.stops import Hold, ResetRefused, Stops
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
+from vla_reasoner_ros.control.watchdog import Watchdog
 from vla_reasoner_ros.errors import ConfigurationError, TrajectoryError
 from vla_reasoner_ros.types import ActionChunk, ActionSpec, FloatArray
 
@@ -56,7 +58,7 @@ class ChunkExecutor:
     - joint states are missing or older than ``watchdog.max_joint_state_age`` (ends by itself),
     - the arm does not follow (ends after the command has gone back to where the arm is),
     - the clock stands still though real time passes (ends by itself),
-    - someone else commands the arm (needs :meth:`reset`),
+    - someone else commands the arm, or its controller fails (needs :meth:`reset`),
     - joint positions jump as no arm can (needs :meth:`reset`),
     - :meth:`hold` says so (until :meth:`release`),
     - the emergency stop is set (until it is cleared and :meth:`reset` is called).
@@ -76,6 +78,7 @@ class ChunkExecutor:
         clock: tells the time, ns. With it, a motion whose planning used up more than half of its
             lead is planned again with a longer one, up to ``motion.max_lead_time``, since it could
             reach the arm after its start.
+        tracking: what the arm's own controller follows.
 
     Attributes:
         parameters: the parameters in force.
@@ -93,24 +96,25 @@ class ChunkExecutor:
         urdf: str = "",
         action_spec: ActionSpec | None = None,
         clock: Callable[[], int] | None = None,
+        tracking: Tracking = Tracking.JOINTS,
     ) -> None:
         self.parameters = parameters
         self.robot: Robot = load_robot(parameters.robot, parameters.limits)
         self.kinematics = Kinematics(self.robot, urdf)
         self._motions = ChunkMotionMaker(self.kinematics, parameters, action_spec)
         self._queue = ChunkQueue(parameters.chunk)
-        self._reference = Reference(self.robot, parameters)
+        self._reference = Reference(self.kinematics, parameters, tracking)
         self._running = RunningMotion(
             self.robot, self._reference, self._motions.planner, parameters, clock
         )
         self._gripper = GripperSchedule()
         self._stops = Stops()
+        self._watchdog = Watchdog(self._reference, self._stops, parameters.watchdog)
         self._accepted = 0
         self._rejected = 0
         self._last_rejection = ""
         self._now_ns: int | None = None
         self._pending: TimedTrajectory | None = None
-        self._stands_since: tuple[int | None, float] = (None, 0.0)
 
     def set_parameters(self, parameters: ControlParameters, now_ns: int) -> Commands:
         """Use other parameters from now on; all or nothing.
@@ -137,6 +141,7 @@ class ChunkExecutor:
         self.parameters = parameters
         self._queue.parameters = parameters.chunk
         self._reference.parameters = self._running.parameters = parameters
+        self._watchdog.parameters = parameters.watchdog
         if old.enable_control != parameters.enable_control:
             self._forget(now_ns)
         return commands
@@ -189,7 +194,9 @@ class ChunkExecutor:
         for _ in range(LEAD_ATTEMPTS):
             self._require_free(now_ns)
             self._queue.require_acceptable(chunk, now_ns)
-            switch_ns = now_ns + self._running.lead_ns()
+            if not self._reference.moving(now_ns):
+                self._reference.adopt()
+            switch_ns = self._running.switch_ns(now_ns)
             start = self._reference.commanded(switch_ns)
             trimmed = self._queue.trim(chunk, switch_ns)
             base = self._reference.at_observation(chunk.observation_stamp_ns)
@@ -221,8 +228,10 @@ class ChunkExecutor:
     def _require_free(self, now_ns: int) -> None:
         self._stops.require_none()
         problem = self._reference.problem(now_ns)
-        if not problem and self._reference.motion is None and self.parameters.enable_control:
-            problem = self._reference.joints.motion()
+        if not problem and self.parameters.enable_control and not self._reference.moving(now_ns):
+            first = self._reference.motion is None
+            if first or self._reference.tracking is Tracking.TWIST:
+                problem = self._reference.joints.motion()
         if problem:
             raise ChunkRejected(RejectionReason.JOINT_STATE, problem)
 
@@ -235,9 +244,11 @@ class ChunkExecutor:
             pending, self._pending = self._pending, None
             return Commands(pending)
         if not self.parameters.enable_control:
-            self._recover(now_ns)
+            if self._watchdog.recover(now_ns):
+                self._interrupt(now_ns)
             return NOTHING
-        self._watch(now_ns)
+        if self._watchdog.look(now_ns):
+            self._interrupt(now_ns)
         if not self._stops.any:
             return Commands(None, self._gripper.due(now_ns, inclusive=False))
         resync = self._stops.hold is not None and self._stops.hold.resync
@@ -253,17 +264,9 @@ class ChunkExecutor:
             now_ns: the time.
             wall: that other clock, s.
         """
-        if now_ns != self._stands_since[0]:
-            self._stands_since = now_ns, wall
+        enabled = self.parameters.enable_control
+        if not (enabled and self._watchdog.clock_stands(now_ns, wall)):
             return NOTHING
-        stood = wall - self._stands_since[1]
-        allowed = self.parameters.watchdog.max_clock_standstill
-        free = self._stops.hold is None and self.parameters.enable_control
-        if not (free and 0.0 < allowed < stood and self._reference.moving(now_ns)):
-            return NOTHING
-        self._stops.hold = Hold(
-            f"the clock has stood still for {stood:.3f} s of real time, allowed are {allowed:g} s"
-        )
         return self._decelerate(now_ns)
 
     def heard(self, points: JointTrajectory, stamp_ns: int, now_ns: int) -> Commands:
@@ -285,10 +288,45 @@ class ChunkExecutor:
         names = self.robot.joint_names
         motion = as_played(names, points, stamp_ns, now_ns, self.commanded)
         self._running.run(motion, now_ns)
+        return self.intruded(now_ns)
+
+    def intruded(self, now_ns: int) -> Commands:
+        """Someone else commands the arm, in a way that says nothing of its motion."""
+        if not self.parameters.enable_control:
+            return NOTHING
+        self._follow_clock(now_ns)
         self._interrupt(now_ns)
         self._stops.hold = Hold(
             "someone else commands the arm; reset when this is explained", latched=True
         )
+        return self._decelerate(now_ns)
+
+    def failed(self, reason: str, playing: TimedTrajectory | None, now_ns: int) -> Commands:
+        """The arm's controller does not do as it was told: stop it, until :meth:`reset`.
+
+        Args:
+            reason: why, in its words.
+            playing: what it does instead; None when it stands, or comes to a stand by itself.
+            now_ns: the time.
+
+        Returns:
+            A deceleration of what it does; nothing when that is what it refused.
+        """
+        if not self.parameters.enable_control:
+            return NOTHING
+        self._follow_clock(now_ns)
+        refused = self._running.stopping
+        self._interrupt(now_ns)
+        self._gripper.clear()
+        self._stops.hold = Hold(f"{reason}; reset when this is explained", latched=True)
+        if playing is None or now_ns >= playing.end_ns:
+            self._reference.playback.clear()
+            self._running.forget()
+            return NOTHING
+        self._running.run(TimedTrajectory(now_ns, playing.from_time(now_ns)), now_ns)
+        if refused:
+            self._running.stopping = True
+            return NOTHING
         return self._decelerate(now_ns)
 
     def repeat(self, now_ns: int) -> Commands:
@@ -333,7 +371,7 @@ class ChunkExecutor:
         """End the latched stop and every hold; chunks from observations since now are taken.
 
         When the arm was not where it was told to be, the next joint state becomes the commanded
-        one.
+        one, and the next motion leaves the arm's controller time to come there slowly.
 
         Raises:
             ResetRefused: the emergency stop is still set, joint states are missing or the arm
@@ -350,9 +388,11 @@ class ChunkExecutor:
             raise ResetRefused(problem)
         hold = self._stops.hold
         displaced = hold is not None and (hold.latched or hold.resync)
-        self._stops = Stops()
+        self._stops.clear()
         if displaced:
+            motion = self._reference.motion
             self.reset_reference(now_ns)
+            self._running.left_at = None if motion is None else motion.trajectory.end.position
         else:
             self._interrupt(now_ns)
 
@@ -428,10 +468,11 @@ class ChunkExecutor:
         last, self._now_ns = self._now_ns, now_ns
         if last is None or now_ns >= last:
             return
-        state = self._reference.playback.state(last)
+        state, moving = self._reference.playback.state(last), self._reference.moving(last)
+        settles = (self._running.settled_ns - last) / NANOSECONDS
         self._forget(None)
-        if state is not None and not state.resting:
-            self._pending = self._running.ease_out(state, now_ns)
+        if state is not None and moving:
+            self._pending = self._running.ease_out(state, settles, now_ns)
 
     def _decelerate(self, now_ns: int) -> Commands:
         """Replace the running motion by the fastest stop."""
@@ -441,42 +482,18 @@ class ChunkExecutor:
         self._interrupt(now_ns)
         return Commands(self._running.brake(now_ns))
 
-    def _watch(self, now_ns: int) -> None:
-        """Begin and end the holds that need no one's word."""
-        if self._stops.hold is not None:
-            self._recover(now_ns)
-            return
-        problem = self._reference.problem(now_ns)
-        if problem:
-            self._stops.hold = Hold(problem) if self._reference.joints else None
-            return
-        error = self._reference.tracking_error()
-        allowed = self.parameters.watchdog.max_tracking_error
-        if error > allowed:
-            self._stops.hold = Hold(
-                f"the arm does not follow: {error:.3f} rad behind the command, allowed are "
-                f"{allowed:g} rad",
-                resync=True,
-            )
-
-    def _recover(self, now_ns: int) -> None:
-        """End a hold whose cause is gone."""
-        hold = self._stops.hold
-        if hold is None or hold.latched or hold.resync or self._reference.moving(now_ns):
-            return
-        if not self._reference.problem(now_ns):
-            self._stops.hold = None
-            self._interrupt(now_ns)
-
     def _after_stop(self, now_ns: int) -> Commands:
         """After the arm failed to follow: bring the command back to where the arm is."""
         hold = self._stops.hold
         busy = self._stops.requested or self._stops.latched or self._reference.moving(now_ns)
         if hold is None or not hold.resync or busy or self._reference.problem(now_ns):
             return NOTHING
-        if self._running.returning:
+        if self._reference.tracking is Tracking.TWIST:
+            self._reference.adopt()  # there is no position to bring back
+        if self._running.returning or self._reference.tracking is Tracking.TWIST:
             hold.resync = False
-            self._recover(now_ns)
+            if self._watchdog.recover(now_ns):
+                self._interrupt(now_ns)
             return NOTHING
         try:
             return Commands(self._running.back(now_ns))

@@ -9,9 +9,11 @@ from vla_reasoner_ros.control.echo import SentCommands
 from vla_reasoner_ros.control.lead import LeadTime
 from vla_reasoner_ros.control.motion import MotionPlanner
 from vla_reasoner_ros.control.parameters import ControlParameters
+from vla_reasoner_ros.control.queue import ChunkRejected, RejectionReason
 from vla_reasoner_ros.control.reference import Reference
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.control.trajectory import MotionState, resting
+from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.types import FloatArray
 
 REPEATED_REST = 0.1  # s; a repeated motion ends that much later, to be there before its end
@@ -32,6 +34,10 @@ class RunningMotion:
         parameters: may be replaced at any time.
         stopping: the running motion is a stop.
         returning: the running motion brings the command back to where the arm is.
+        settled_ns: when the first motion starts. Until then the arm's controller comes from where
+            it was told to be to where the arm is, and no other motion may take over.
+        left_at: (J,) rad, where the arm's controller was told to rest before the commanded position
+            became the measured one; None when that is not known.
     """
 
     def __init__(
@@ -49,15 +55,19 @@ class RunningMotion:
         self._lead, self._stop_lead = LeadTime(), LeadTime()
         self._sent = SentCommands()
         self.parameters = parameters
-        self.stopping = self.returning = False
+        self.forget()
 
     def forget(self) -> None:
         """There is no motion any more."""
         self.stopping = self.returning = False
+        self.settled_ns = 0
+        self.left_at: FloatArray | None = None
 
     def run(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
         """Make a motion the running one; what is to be sent for it."""
+        settled_ns = motion.start_ns if self._reference.motion is None else self.settled_ns
         self.forget()
+        self.settled_ns = settled_ns
         keep = self.parameters.chunk.max_observation_age + 1
         sent = self._reference.playback.follow(motion, now_ns, keep)
         self._sent.add(sent.start_ns, sent.trajectory.positions[-1])
@@ -68,7 +78,7 @@ class RunningMotion:
         return self._sent.has(stamp_ns, last)
 
     def lead_ns(self) -> int:
-        """Time until the next chunk's motion takes over.
+        """How far ahead of now a chunk's motion takes over at the earliest.
 
         The first one leaves time for the arm's controller to come from where it was told to be to
         where the arm is, which differ by what gravity makes of a position servo.
@@ -77,6 +87,26 @@ class RunningMotion:
         first = self._reference.motion is None
         least = max(motion.lead_time, motion.settle_time) if first else motion.lead_time
         return self._grown_ns(self._lead, least)
+
+    def switch_ns(self, now_ns: int) -> int:
+        """When a chunk's motion takes over.
+
+        After a reset the arm's controller gets as long for its way to where the arm is as a slow
+        motion takes.
+
+        Raises:
+            ChunkRejected: that way would break a limit.
+        """
+        lead_ns = self.lead_ns()
+        if self.left_at is not None:
+            start = MotionState.at_rest(self.left_at)
+            try:
+                way = self._planner.back(start, self._reference.joints.newest.positions)
+            except TrajectoryError as error:
+                text = f"the arm's way from where it was told to be to where it is: {error}"
+                raise ChunkRejected(RejectionReason.LIMIT, text) from error
+            lead_ns = max(lead_ns, round(way.duration * NANOSECONDS))
+        return max(now_ns + lead_ns, self.settled_ns)
 
     def spent_ns(self, since_ns: int) -> int:
         """How long planning has taken since a time, ns."""
@@ -96,7 +126,7 @@ class RunningMotion:
         assert motion is not None  # can_brake said so
         for _ in range(LEAD_ATTEMPTS):  # the last one counts, however long it took
             lead_ns = self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time)
-            switch_ns = now_ns + lead_ns
+            switch_ns = max(now_ns + lead_ns, self.settled_ns)
             if switch_ns >= motion.end_ns:
                 return None
             stop = self._planner.stop(motion.at(switch_ns))
@@ -108,9 +138,19 @@ class RunningMotion:
         self.stopping = True
         return sent
 
-    def ease_out(self, state: MotionState, now_ns: int) -> TimedTrajectory:
-        """Stop gently from a state that is known roughly."""
-        sent = self.run(TimedTrajectory(now_ns, self._planner.ease_out(state)), now_ns)
+    def ease_out(self, state: MotionState, settles: float, now_ns: int) -> TimedTrajectory:
+        """Stop gently from a state that is known roughly.
+
+        Args:
+            state: the commanded one.
+            settles: s, how long the arm's controller still needs to come to it.
+            now_ns: the time.
+        """
+        if settles > 0.0:
+            stop = resting(self._robot.joint_names, state.position, settles)
+        else:
+            stop = self._planner.ease_out(state)
+        sent = self.run(TimedTrajectory(now_ns, stop), now_ns)
         self.stopping = True
         return sent
 
