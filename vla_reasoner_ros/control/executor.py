@@ -22,7 +22,7 @@ from vla_reasoner_ros.control.gripper import GripperSchedule
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.outputs import Tracking
 from vla_reasoner_ros.control.parameters import ControlParameters
-from vla_reasoner_ros.control.queue import ChunkQueue, ChunkRejected, RejectionReason, Trimmed
+from vla_reasoner_ros.control.queue import ChunkQueue, ChunkRejected, RejectionReason
 from vla_reasoner_ros.control.reference import Reference
 from vla_reasoner_ros.control.robots import Robot, load_robot
 from vla_reasoner_ros.control.running import LEAD_ATTEMPTS, RunningMotion
@@ -219,7 +219,9 @@ class ChunkExecutor:
         if enabled:
             self._motions.taken(plan, trimmed, switch_ns)
             sent = self._running.run(motion, now_ns)
-            self._schedule_gripper(trimmed, plan.openings, switch_ns, ends)
+            at_end = self.parameters.gripper.due == "end"
+            dues = ends if at_end else [switch_ns, *ends[:-1]]
+            self._gripper.replace(dues, plan.openings, trimmed.first)
             commands = Commands(sent, self._gripper.due(now_ns, inclusive=True))
         else:
             commands = NOTHING
@@ -243,12 +245,11 @@ class ChunkExecutor:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             return Commands(pending)
-        if not self.parameters.enable_control:
-            if self._watchdog.recover(now_ns):
-                self._interrupt(now_ns)
-            return NOTHING
-        if self._watchdog.look(now_ns):
+        enabled = self.parameters.enable_control
+        if self._watchdog.look(now_ns) if enabled else self._watchdog.recover(now_ns):
             self._interrupt(now_ns)
+        if not enabled:
+            return NOTHING
         if not self._stops.any:
             return Commands(None, self._gripper.due(now_ns, inclusive=False))
         resync = self._stops.hold is not None and self._stops.hold.resync
@@ -500,12 +501,3 @@ class ChunkExecutor:
         except TrajectoryError as error:
             self._stops.hold = Hold(f"{hold.reason}; the way back is closed: {error}", latched=True)
             return NOTHING
-
-    def _schedule_gripper(
-        self, trimmed: Trimmed, openings: FloatArray | None, switch_ns: int, ends: list[int]
-    ) -> None:
-        self._gripper.clear()
-        if openings is None or not ends:
-            return
-        dues = ends if self.parameters.gripper.due == "end" else [switch_ns, *ends[:-1]]
-        self._gripper.replace(zip(dues, openings[trimmed.first :].tolist(), strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+
+from vla_reasoner_ros.types import FloatArray
 
 
 class GripperSchedule:
@@ -22,9 +23,17 @@ class GripperSchedule:
         """Drop the commands that are not due yet; the gripper stays as it is."""
         self._commands.clear()
 
-    def replace(self, commands: Iterable[tuple[int, float]]) -> None:
-        """Take other commands: times in ns, ascending, and opening fractions."""
-        self._commands = deque(commands)
+    def replace(self, dues: list[int], openings: FloatArray | None, first: int) -> None:
+        """Take other commands.
+
+        Args:
+            dues: when each is due, ns, ascending; none, or one for each action from ``first`` on.
+            openings: (H,) opening fractions of a chunk; None when it commands no gripper.
+            first: the first action that is left of the chunk.
+        """
+        self.clear()
+        if openings is not None and dues:
+            self._commands.extend(zip(dues, openings[first:].tolist(), strict=True))
 
     def due(self, now_ns: int, inclusive: bool) -> float | None:
         """The newest opening that is due and not what was sent last, None when there is none.

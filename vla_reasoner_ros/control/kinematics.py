@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pinocchio as pin
+from scipy.spatial.transform import Rotation
 
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.errors import ConfigurationError, KinematicsError
@@ -235,6 +236,35 @@ class Kinematics:
                 raise KinematicsError(f"pose {index} of {len(positions)}: {error}") from None
             path[index] = joints = solution.joints
         return path
+
+    def closing(self, joints: FloatArray, target: FloatArray) -> FloatArray:
+        """The smallest joint motion (J,), rad, that takes the TCP to where ``target`` puts it.
+
+        To first order, from joint positions (J,); damped near singularities.
+        """
+        there = self._pose(np.asarray(target, dtype=np.float64)).copy()
+        here = self._pose(np.asarray(joints, dtype=np.float64))
+        turn = here.rotation @ pin.log3(here.rotation.T @ there.rotation)
+        error = np.concatenate([there.translation - here.translation, turn])
+        jacobian = self.jacobian(joints)
+        return np.asarray(jacobian.T @ _damped_solve(jacobian, error))
+
+    def fixed_to_tcp(self, link: str) -> tuple[FloatArray, Rotation]:
+        """Where a link is in the frame of the TCP: translation (3,), m, and rotation.
+
+        Raises:
+            ConfigurationError: there is no such link, or a joint is between the two.
+        """
+        if not self._model.existFrame(link):
+            raise ConfigurationError(f"{self.robot.name}: there is no link {link!r}")
+        frame = self._model.frames[self._model.getFrameId(link)]
+        tcp = self._model.frames[self._frame]
+        if frame.parentJoint != tcp.parentJoint:
+            raise ConfigurationError(
+                f"{self.robot.name}: {link!r} is not fixed to {self.robot.tcp_frame!r}"
+            )
+        placement = tcp.placement.actInv(frame.placement)
+        return placement.translation.copy(), Rotation.from_matrix(placement.rotation)
 
     def _pose(self, joints: FloatArray) -> pin.SE3:
         pin.forwardKinematics(self._model, self._data, joints)

@@ -46,6 +46,13 @@ class Playback:
                 return motion.at(time_ns).position
         return None
 
+    def shift(self, offset: FloatArray) -> None:
+        """Count all that was commanded from elsewhere: (J,) rad on top."""
+        self._motions = deque(
+            (since_ns, TimedTrajectory(motion.start_ns, motion.trajectory.shifted(offset)))
+            for since_ns, motion in self._motions
+        )
+
     def follow(self, motion: TimedTrajectory, now_ns: int, keep: float) -> TimedTrajectory:
         """Let a motion take over when it starts; until then the running one goes on.
 

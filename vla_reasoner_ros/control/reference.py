@@ -6,9 +6,10 @@ import numpy as np
 
 from vla_reasoner_ros.control.commands import TimedTrajectory
 from vla_reasoner_ros.control.joint_states import JointStateBuffer
+from vla_reasoner_ros.control.kinematics import Kinematics
+from vla_reasoner_ros.control.outputs import Tracking
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.playback import Playback
-from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.control.trajectory import MotionState
 from vla_reasoner_ros.types import FloatArray
 
@@ -16,20 +17,31 @@ from vla_reasoner_ros.types import FloatArray
 class Reference:
     """The commanded motion and the measured joints of one arm.
 
+    What they must have in common depends on what the arm's own controller follows. Where that is a
+    pose, a redundant arm takes a posture of its own, and only what separates the poses is an error;
+    where it is a velocity, the arm is also where its earlier errors have left it. In both cases
+    :meth:`adopt` takes over what is measured while nothing moves.
+
     Args:
-        robot: the arm.
+        kinematics: the arm's.
         parameters: all parameters.
+        tracking: what the arm's own controller follows.
 
     Attributes:
         parameters: may be replaced at any time.
+        tracking: as given.
         joints: the measured joints.
         playback: what was, is and will be commanded.
     """
 
-    def __init__(self, robot: Robot, parameters: ControlParameters) -> None:
+    def __init__(
+        self, kinematics: Kinematics, parameters: ControlParameters, tracking: Tracking
+    ) -> None:
+        self._kinematics = kinematics
         self.parameters = parameters
-        self.joints = JointStateBuffer(robot)
-        self.playback = Playback(robot.joint_names)
+        self.tracking = tracking
+        self.joints = JointStateBuffer(kinematics.robot)
+        self.playback = Playback(kinematics.robot.joint_names)
 
     @property
     def motion(self) -> TimedTrajectory | None:
@@ -61,16 +73,47 @@ class Reference:
         commanded = self.playback.position_then(stamp_ns)
         if commanded is None:
             return measured
+        if self.tracking is not Tracking.JOINTS:
+            return commanded  # the measured posture, or place, is not the one that goes on
         error = np.abs(commanded - measured).max()
         return commanded if error <= self.parameters.chunk.max_reference_error else measured
 
+    def adopt(self) -> None:
+        """Take over what is measured, as far as the arm's controller does; while nothing moves."""
+        motion = self.playback.motion
+        if motion is None or self.tracking is Tracking.JOINTS:
+            return
+        end, measured = motion.trajectory.end.position, self.joints.newest.positions
+        if self.tracking is Tracking.TWIST:
+            self.playback.shift(measured - end)
+            return
+        p = self.parameters.chunk
+        position, quaternion = self._kinematics.forward(end)
+        solution = self._kinematics.inverse(
+            position,
+            quaternion,
+            measured,
+            position_tolerance=p.position_tolerance,
+            rotation_tolerance=p.rotation_tolerance,
+        )
+        self.playback.shift(solution.joints - end)
+
     def tracking_error(self) -> float:
-        """The largest difference of commanded and measured position, rad."""
+        """How far the arm is behind the command, as the largest angle of any joint, rad.
+
+        Where the arm's controller follows a pose or a velocity: of the smallest joint motion that
+        would take the TCP to where it should be.
+        """
         if not self.joints:
             return 0.0
         newest = self.joints.newest
         commanded = self.playback.position_then(newest.stamp_ns)
-        return 0.0 if commanded is None else float(np.abs(commanded - newest.positions).max())
+        if commanded is None:
+            return 0.0
+        behind = commanded - newest.positions
+        if self.tracking is not Tracking.JOINTS:
+            behind = self._kinematics.closing(newest.positions, commanded)
+        return float(np.abs(behind).max())
 
     def problem(self, now_ns: int) -> str:
         """Why the joint states do not allow motion; empty when they do."""

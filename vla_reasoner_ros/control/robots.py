@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
+from vla_reasoner_ros.control.outputs import Outputs, read_outputs
+from vla_reasoner_ros.control.sections import Section, read_sections
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.types import FloatArray
@@ -144,6 +143,7 @@ class Robot:
         cartesian: the limits of the TCP.
         workspace: the box that the TCP must stay in.
         gripper_opening: distance between the fully open fingers, m; None without a gripper.
+        outputs: what drivers of this arm and its gripper take.
         capsules: what the links take up; empty when the file says nothing.
         collision_ignored: pairs of links that cannot meet, or always touch, each in sorted order.
     """
@@ -159,6 +159,7 @@ class Robot:
     cartesian: CartesianLimits
     workspace: Workspace
     gripper_opening: float | None
+    outputs: Outputs
     capsules: tuple[Capsule, ...] = ()
     collision_ignored: frozenset[tuple[str, str]] = frozenset()
 
@@ -203,106 +204,14 @@ def load_robot(name_or_path: str | Path, limits: str = "") -> Robot:
                 f"robot {str(name_or_path)!r} is unknown; known are {', '.join(available_robots())}"
                 ", or give the path of a .yaml file"
             )
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"robot file {path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"robot file {path}: not valid YAML: {error}") from error
-    return _robot(_Section(content, str(path), ""), limits)
+    return _robot(read_sections(path), limits)
 
 
 def _directory() -> Path:
     return share_directory() / "config" / "robots"
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not a silent replacement."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                line = node.value[index][0].start_mark.line + 1
-                raise yaml.YAMLError(f"key {key!r} stands twice, again in line {line}")
-        return super().construct_mapping(node, deep)
-
-
-class _Section:
-    """One mapping of the file; every read is checked and every key must be read."""
-
-    def __init__(self, content: Any, file: str, name: str) -> None:
-        self.file = file
-        self.name = name
-        if not isinstance(content, Mapping):
-            raise self.error("", "a mapping", content)
-        self.content = content
-
-    def error(self, key: str, expected: str, found: Any) -> ConfigurationError:
-        field = ".".join(part for part in (self.name, key) if part) or "the file"
-        return ConfigurationError(
-            f"robot file {self.file}: {field}: expected {expected}, got {found!r}"
-        )
-
-    def keys(self, *expected: str) -> None:
-        unknown = [key for key in self.content if key not in expected]
-        missing = [key for key in expected if key not in self.content]
-        if unknown or missing:
-            parts = [f"unknown key {key!r}" for key in unknown]
-            parts += [f"missing key {key!r}" for key in missing]
-            where = f"{self.name}: " if self.name else ""
-            raise ConfigurationError(f"robot file {self.file}: {where}{', '.join(parts)}")
-
-    def section(self, key: str) -> _Section:
-        return _Section(self.content[key], self.file, f"{self.name}.{key}" if self.name else key)
-
-    def entries(self, key: str, expected: str) -> list[Any]:
-        value = self.content[key]
-        if not isinstance(value, list) or not value:
-            raise self.error(key, expected, value)
-        return value
-
-    def sections(self, key: str, expected: str) -> list[_Section]:
-        prefix = f"{self.name}.{key}" if self.name else key
-        return [
-            _Section(entry, self.file, f"{prefix}[{index}]")
-            for index, entry in enumerate(self.entries(key, expected))
-        ]
-
-    def text(self, key: str) -> str:
-        value = self.content[key]
-        if not isinstance(value, str) or not value:
-            raise self.error(key, "a name", value)
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.content[key]
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-            raise self.error(key, "a list of names", value)
-        if len(set(value)) != len(value):
-            raise self.error(key, "names that differ", value)
-        return tuple(value)
-
-    def number(self, key: str, positive: bool = False) -> float:
-        return float(self._numbers(key, [self.content[key]], positive)[0])
-
-    def numbers(self, key: str, length: int, positive: bool = False) -> FloatArray:
-        value = self.content[key]
-        if not isinstance(value, list) or len(value) != length:
-            raise self.error(key, f"a list of {length} numbers", value)
-        return self._numbers(key, value, positive)
-
-    def _numbers(self, key: str, values: Sequence[Any], positive: bool) -> FloatArray:
-        for value in values:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not np.isfinite(value) or (positive and value <= 0.0):
-                raise self.error(key, f"finite {'positive ' if positive else ''}numbers", value)
-        array = np.array(values, dtype=np.float64)
-        array.setflags(write=False)
-        return array
-
-
-def _robot(root: _Section, limit_set: str) -> Robot:
+def _robot(root: Section, limit_set: str) -> Robot:
     root.keys(
         "name",
         "base_frame",
@@ -315,6 +224,7 @@ def _robot(root: _Section, limit_set: str) -> Robot:
         "cartesian",
         "workspace",
         "gripper",
+        "outputs",
         "self_collision",
     )
     joint_names = root.texts("joint_names")
@@ -332,24 +242,26 @@ def _robot(root: _Section, limit_set: str) -> Robot:
     if np.any(home < limits.position_min) or np.any(home > limits.position_max):
         raise root.error("home", f"positions within limits.{chosen}", home.tolist())
     capsules, ignored = _self_collision(root, joints)
+    frames = _tool_frames(root)
     return Robot(
         name=root.text("name"),
         joint_names=joint_names,
         base_frame=root.text("base_frame"),
         convention=convention,
         dh=dh,
-        tool_frames=_tool_frames(root),
+        tool_frames=frames,
         home=home,
         limits=limits,
         cartesian=_cartesian(root.section("cartesian")),
         workspace=_workspace(root.section("workspace")),
         gripper_opening=_gripper(root),
+        outputs=read_outputs(root.section("outputs"), [frame.name for frame in frames]),
         capsules=capsules,
         collision_ignored=ignored,
     )
 
 
-def _kinematics(section: _Section, joints: int) -> tuple[str, FloatArray]:
+def _kinematics(section: Section, joints: int) -> tuple[str, FloatArray]:
     section.keys("convention", "a", "d", "alpha")
     convention = section.text("convention")
     if convention not in CONVENTIONS:
@@ -359,7 +271,7 @@ def _kinematics(section: _Section, joints: int) -> tuple[str, FloatArray]:
     return convention, dh
 
 
-def _tool_frames(root: _Section) -> tuple[FixedFrame, ...]:
+def _tool_frames(root: Section) -> tuple[FixedFrame, ...]:
     frames = []
     for section in root.sections("tool_frames", "a list of at least one frame"):
         section.keys("name", "translation", "rpy")
@@ -371,7 +283,7 @@ def _tool_frames(root: _Section) -> tuple[FixedFrame, ...]:
     return tuple(frames)
 
 
-def _joint_limits(section: _Section, joints: int) -> JointLimits:
+def _joint_limits(section: Section, joints: int) -> JointLimits:
     section.keys(
         "position_min",
         "position_max",
@@ -396,7 +308,7 @@ def _joint_limits(section: _Section, joints: int) -> JointLimits:
     )
 
 
-def _envelope(section: _Section, joints: int) -> VelocityEnvelope:
+def _envelope(section: Section, joints: int) -> VelocityEnvelope:
     section.keys("offset", "gain", "position_min", "position_max")
     minimum, maximum = _range(section, "position_min", "position_max", joints)
     return VelocityEnvelope(
@@ -407,7 +319,7 @@ def _envelope(section: _Section, joints: int) -> VelocityEnvelope:
     )
 
 
-def _range(section: _Section, low: str, high: str, length: int) -> tuple[FloatArray, FloatArray]:
+def _range(section: Section, low: str, high: str, length: int) -> tuple[FloatArray, FloatArray]:
     minimum, maximum = section.numbers(low, length), section.numbers(high, length)
     if np.any(minimum >= maximum):
         index = int(np.argmax(minimum >= maximum))
@@ -417,18 +329,18 @@ def _range(section: _Section, low: str, high: str, length: int) -> tuple[FloatAr
     return minimum, maximum
 
 
-def _cartesian(section: _Section) -> CartesianLimits:
+def _cartesian(section: Section) -> CartesianLimits:
     names = tuple(CartesianLimits.__dataclass_fields__)
     section.keys(*names)
     return CartesianLimits(*(section.number(name, positive=True) for name in names))
 
 
-def _workspace(section: _Section) -> Workspace:
+def _workspace(section: Section) -> Workspace:
     section.keys("min", "max")
     return Workspace(*_range(section, "min", "max", 3))
 
 
-def _gripper(root: _Section) -> float | None:
+def _gripper(root: Section) -> float | None:
     if root.content["gripper"] is None:
         return None
     section = root.section("gripper")
@@ -437,7 +349,7 @@ def _gripper(root: _Section) -> float | None:
 
 
 def _self_collision(
-    root: _Section, joints: int
+    root: Section, joints: int
 ) -> tuple[tuple[Capsule, ...], frozenset[tuple[str, str]]]:
     if root.content["self_collision"] is None:
         return (), frozenset()
@@ -454,7 +366,7 @@ def _self_collision(
     return capsules, frozenset((min(pair), max(pair)) for pair in pairs)
 
 
-def _capsule(section: _Section, joints: int) -> Capsule:
+def _capsule(section: Section, joints: int) -> Capsule:
     section.keys("link", "joint", "from", "to", "radius")
     joint = section.number("joint")
     if joint not in range(joints + 1):

@@ -49,6 +49,10 @@ class Stops:
         """Whether there is anything."""
         return self.latched or bool(self.requested) or self.hold is not None
 
+    def clear(self) -> None:
+        """There is nothing any more."""
+        self.requested, self.emergency, self.latched, self.hold = "", False, False, None
+
     def require_none(self) -> None:
         """Refuse a chunk while there is any.
 

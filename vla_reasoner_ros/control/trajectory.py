@@ -6,7 +6,7 @@ when all three are given, so what is checked here is what the arm is told.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -107,6 +107,10 @@ class JointTrajectory:
         """Quintic coefficients (6, N - 1, J) in seconds, lowest power first."""
         h = np.diff(self.times)
         return unit_coefficients(self) / h[None, :, None] ** np.arange(6.0)[:, None, None]
+
+    def shifted(self, offset: FloatArray) -> JointTrajectory:
+        """The same motion from elsewhere: (J,) rad on top of every position."""
+        return replace(self, positions=self.positions + offset)
 
     def from_time(self, time: float) -> JointTrajectory:
         """What is left of the motion from ``time`` s on, its clock starting there."""
