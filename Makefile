@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kilted bench soak lint fuzz docs clean
+.PHONY: help setup demo models test test-kilted bench soak lint fuzz docs clean
 
 ENVIRONMENT := set +u; source scripts/environment.sh; set -u;
 
@@ -18,6 +18,9 @@ demo: setup ## the simulated arm, with and without search: a table and a report
 test: setup ## every test
 	@$(ENVIRONMENT) exec python -m pytest -n 2 --dist loadfile --reruns 2 $(ARGS)
 
+models: setup ## data, models, report card and results from nothing, into data/recipe; goes on where it was
+	@$(ENVIRONMENT) exec vla-reasoner recipe $(ARGS)
+
 bench: setup ## the benchmarks, one JSON object a line
 	@$(ENVIRONMENT) exec python benchmark/run.py $(ARGS)
 
@@ -29,7 +32,7 @@ soak: setup ## half an hour of cameras, a hundred lifecycle cycles, hostile mess
 
 fuzz: setup ## property tests with many more examples, 1e6 hostile chunks, 1e5 messages a topic
 	@$(ENVIRONMENT) HYPOTHESIS_PROFILE=fuzz python -m pytest -m hypothesis && \
-	python benchmark/fuzz_control.py 1000000 $(ARGS) && \
+	python -m benchmark.fuzz_control 1000000 --progress out/fuzz.jsonl $(ARGS) && \
 	exec python -m benchmark.fuzz_messages 100000
 
 docs: ## the documentation as a site, in out/site

@@ -1,175 +1,46 @@
 """Hostile chunks against the arm controller, with a model of the arm's own controller as judge.
 
-``python benchmark/fuzz_control.py 1000000`` throws that many chunks at ChunkExecutor and exits with
-1 when one limit was broken at 1 kHz, one command would have been rejected, or anything crashed.
+``python -m benchmark.fuzz_control 1000000`` throws that many hostile chunks at ChunkExecutor, with
+plausible ones between them, and exits with 1 when one limit was broken at 1 kHz, one command would
+have been rejected, one chunk was changed without a word, or anything crashed. With ``--progress
+FILE`` a run that was interrupted goes on where it was, unless the code has changed meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import sys
+import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 
+import vla_reasoner_ros
+from benchmark.arm_judge import Judge, departure
+from benchmark.hostile_chunks import PLAUSIBLE, HostileChunks, singular_pose
 from vla_reasoner_ros.control.executor import ChunkExecutor, Commands, ResetRefused, TimedTrajectory
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
-from vla_reasoner_ros.control.robots import Robot
+from vla_reasoner_ros.control.trajectory import JointTrajectory
 from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
 from vla_reasoner_ros.parameters import build
-from vla_reasoner_ros.types import (
-    ActionChunk,
-    ActionSpec,
-    FloatArray,
-    GripperSpec,
-    Representation,
-)
+from vla_reasoner_ros.types import FloatArray
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
 ROBOTS = ("fr3", "panda", "ur5e", "ur10e")
-EE_NAMES = {
-    Representation.EE_DELTA: ("x", "y", "z", "rx", "ry", "rz"),
-    Representation.EE_POSE: ("x", "y", "z", "qx", "qy", "qz", "qw"),
-}
-
-
-class Judge:
-    """The desired positions of joint_trajectory_controller (Jazzy) at 1 kHz, against the limits.
-
-    A message is taken when it arrives. Until its first point the controller interpolates from what
-    it desired at that moment (``interpolate_from_desired_state``), then between the points, by
-    quintic polynomials through position, velocity and acceleration; after the last it stays there.
-    """
-
-    def __init__(self, robot: Robot, now_ns: int) -> None:
-        limits = robot.limits
-        self._robot = robot
-        self._tick = now_ns // MILLISECOND
-        rest = np.zeros((3, robot.joints))
-        rest[0] = robot.home
-        self._knots: list[tuple[int, FloatArray]] = [(now_ns, rest)]
-        self._tail = np.repeat(robot.home[None], 3, axis=0)
-        self._bounds = (
-            ("velocity", 1, limits.velocity, 1e-6),
-            ("acceleration", 2, limits.acceleration, 1e-3),
-            ("jerk", 3, limits.jerk, 1.0),
-        )
-        self.problems: list[str] = []
-
-    def receive(self, message: TimedTrajectory, now_ns: int) -> None:
-        """A message arrives now."""
-        trajectory = message.trajectory
-        self.advance(now_ns)
-        points = [
-            (message.start_ns + round(t * SECOND), np.stack([p, v, a]))
-            for t, p, v, a in zip(
-                trajectory.times[1:].tolist(),
-                trajectory.positions[1:],
-                trajectory.velocities[1:],
-                trajectory.accelerations[1:],
-                strict=True,
-            )
-        ]
-        times = [when for when, _ in points]
-        if not points or points[-1][1][1].any():
-            self.problems.append("rejected: does not end at rest")
-        if any(b <= a for a, b in zip([message.start_ns, *times], times, strict=False)):
-            self.problems.append("rejected: times do not ascend")
-        if times[-1] < now_ns:
-            self.problems.append("rejected: ends in the past")
-        before = self._state(now_ns)
-        self._knots = [(now_ns, before), *points]
-        if times[0] <= now_ns:
-            self._knots = points
-
-    def advance(self, now_ns: int) -> None:
-        """Play until now."""
-        last = now_ns // MILLISECOND
-        if last <= self._tick:
-            return
-        ticks = np.arange(self._tick + 1, last + 1) * MILLISECOND
-        played = np.concatenate([self._tail, self._positions(ticks)])
-        self._tick = last
-        self._tail = played[-3:]
-        limits = self._robot.limits
-        now = played[3:]
-        for bound, sign in ((limits.position_min, -1.0), (limits.position_max, 1.0)):
-            over = sign * (now - bound)
-            if over.max() > 1e-6:
-                self._report("position", over, now)
-        for name, order, bound, slack in self._bounds:
-            values = np.diff(played, n=order, axis=0)[3 - order :] * 1000.0**order
-            over = np.abs(values) - bound * (1.0 + 1e-5) - slack
-            if over.max() > 0.0:
-                self._report(name, over, values)
-
-    def _report(self, name: str, over: FloatArray, values: FloatArray) -> None:
-        tick, joint = np.unravel_index(int(np.argmax(over)), over.shape)
-        self.problems.append(
-            f"{self._robot.joint_names[joint]} breaks its {name} limit: "
-            f"{values[tick, joint]:.6g}, {over[tick, joint]:.3g} too much"
-        )
-
-    def _positions(self, ticks: FloatArray) -> FloatArray:
-        times = np.array([when for when, _ in self._knots])
-        positions = np.empty((len(ticks), self._robot.joints))
-        index = np.searchsorted(times, ticks, side="right") - 1
-        for segment in np.unique(index):
-            here = index == segment
-            at = min(max(segment, 0), len(self._knots) - 1)
-            if at == len(self._knots) - 1 or segment < 0:
-                positions[here] = self._knots[at][1][0]
-                continue
-            coefficients = _hermite(self._knots[at], self._knots[at + 1])
-            x = (ticks[here] - times[at]) / SECOND
-            positions[here] = np.polynomial.polynomial.polyval(x, coefficients).T
-        return positions
-
-    def _state(self, now_ns: int) -> FloatArray:
-        """Position, velocity, acceleration (3, J) desired now."""
-        times = [when for when, _ in self._knots]
-        at = int(np.searchsorted(times, now_ns, side="right")) - 1
-        if at < 0 or at >= len(times) - 1:
-            state = self._knots[max(at, 0)][1].copy()
-            state[1:] = 0.0
-            return state
-        coefficients = _hermite(self._knots[at], self._knots[at + 1])
-        x = (now_ns - times[at]) / SECOND
-        polynomial = np.polynomial.polynomial
-        return np.stack(
-            [polynomial.polyval(x, polynomial.polyder(coefficients, m)) for m in range(3)]
-        )
-
-
-def _hermite(left: tuple[int, FloatArray], right: tuple[int, FloatArray]) -> FloatArray:
-    """Coefficients (6, J) of the quintic between two knots, by solving its six conditions."""
-    h = (right[0] - left[0]) / SECOND
-    unit = np.array(
-        [
-            [1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-            [0.0, 1.0, 0.0, 0.0, 0.0, 0.0],
-            [0.0, 0.0, 2.0, 0.0, 0.0, 0.0],
-            [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
-            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
-            [0.0, 0.0, 2.0, 6.0, 12.0, 20.0],
-        ]
-    )
-    scale = np.array([1.0, h, h * h])[:, None]
-    conditions = np.concatenate([left[1] * scale, right[1] * scale])
-    conditions[3] -= left[1][0]
-    conditions[0] = 0.0
-    coefficients = np.linalg.solve(unit, conditions) / h ** np.arange(6.0)[:, None]
-    coefficients[0] = left[1][0]
-    return coefficients
+WIDE = 3.0  # m, a workspace that no arm reaches the end of
+EPISODE = 500  # hostile chunks
+SHARE = 2_500  # hostile chunks, after which progress is written
 
 
 @dataclass
@@ -177,14 +48,34 @@ class Report:
     """What a run did.
 
     Attributes:
-        chunks: chunks made, those included that their own constructor refused.
-        outcomes: how many were accepted, refused by which reason, or refused when made.
-        problems: broken limits, rejected commands and exceptions; must stay empty.
+        chunks: hostile chunks made, those included that their own constructor refused.
+        outcomes: how often what came of which kind of chunk, ``kind: outcome``; plausible ones
+            included.
+        robots: hostile chunks per arm.
+        replaced: chunks that took over from a running motion.
+        problems: broken limits, rejected commands, changed chunks and exceptions; must stay empty.
     """
 
     chunks: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+    robots: Counter[str] = field(default_factory=Counter)
+    replaced: int = 0
     problems: list[str] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        """Count another report in."""
+        self.chunks += other.chunks
+        self.outcomes += other.outcomes
+        self.robots += other.robots
+        self.replaced += other.replaced
+        self.problems += other.problems
+
+    def by_outcome(self) -> dict[str, int]:
+        """How many chunks of any kind were accepted, or refused for which reason."""
+        counts: Counter[str] = Counter()
+        for name, count in self.outcomes.items():
+            counts[name.split(": ")[1]] += count
+        return dict(counts.most_common())
 
 
 class Episode:
@@ -202,146 +93,113 @@ class Episode:
             "motion.settle_time": float(rng.choice([0.0, 0.2])),
             "motion.speed_factor": float(rng.choice([0.2, 0.7, 1.0])),
             "motion.max_stretch": float(rng.choice([2.0, 10.0])),
+            "chunk.ensemble": bool(rng.random() < 0.15),
         }
+        anywhere = bool(rng.random() < 0.5)
+        if anywhere:
+            values["motion.workspace_min"] = (-WIDE, -WIDE, -WIDE)
+            values["motion.workspace_max"] = (WIDE, WIDE, WIDE)
+            values["motion.self_collision"] = bool(rng.random() < 0.3)
         if values["robot"] == "fr3" and rng.random() < 0.5:
             values["limits"] = "full"
         self._now = int(rng.integers(1, 2**40))
         self._lead_ns = round(lead * SECOND)
-        self._executor = ChunkExecutor(build(ControlParameters, values))
+        self._parameters = build(ControlParameters, values)
+        self._executor = ChunkExecutor(self._parameters)
         self._robot = self._executor.robot
-        self._judge = Judge(self._robot, self._now)
+        self._judge = Judge(self._robot, self._now, self._pose(anywhere))
         self._inbox: deque[tuple[int, TimedTrajectory]] = deque()
-        self._sequence = 0
-        self._last: ActionChunk | None = None
-        self._representation = Representation(rng.choice([r.value for r in Representation]))
-        self._dt = float(rng.choice([0.02, 0.05, 0.1, 0.2]))
-        self._drift = rng.normal(size=7)
+        self._chunks = HostileChunks(rng, self._executor)
+        self._seen = 0
         self._measure()
 
     def run(self, chunks: int, report: Report) -> None:
-        """Submit chunks; what goes wrong is reported with the seed that repeats it."""
-        for _ in range(chunks):
-            report.chunks += 1
+        """Submit hostile chunks; what goes wrong is reported with the seed that repeats it."""
+        hostile = 0
+        while hostile < chunks:
+            kind = self._chunks.draw()
+            if kind != PLAUSIBLE:
+                hostile += 1
+                report.chunks += 1
+                report.robots[self._robot.name] += 1
             try:
-                self._submit(report.outcomes)
+                self._submit(kind, report)
                 self._live()
             except Exception as error:
-                report.problems.append(f"seed {self._seed}: {type(error).__name__}: {error}")
-                return
-            self._deliver(self._now)
-            if not self._inbox:
-                self._judge.advance(self._now)
-            if self._judge.problems:
-                report.problems.append(f"seed {self._seed}: {self._judge.problems[0]}")
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                problem = self._problem()
+            if problem:
+                where = f"{self._robot.name}, seed {self._seed}, hostile chunk {hostile}, {kind}"
+                report.problems.append(f"{where}: {problem}")
                 return
 
-    def _submit(self, outcomes: Counter[str]) -> None:
+    def _problem(self) -> str:
+        self._deliver(self._now)
+        if not self._inbox:
+            self._judge.advance(self._now)
+        status = self._executor.status(self._now)
+        if status.chunks_accepted + status.chunks_rejected != self._seen:
+            return f"{self._seen} chunks came, the status counts {status}"
+        return self._judge.problems[0] if self._judge.problems else ""
+
+    def _pose(self, anywhere: bool) -> FloatArray:
+        """Where the arm stands at first (J,) rad: home, anywhere, singular, or at a limit."""
+        rng, limits = self._rng, self._robot.limits
+        if not anywhere or rng.random() < 0.2:
+            return self._robot.home
+        if rng.random() < 0.5:
+            return singular_pose(self._executor, rng)
+        joints = rng.uniform(limits.position_min, limits.position_max)
+        if rng.random() < 0.5:
+            joint = int(rng.integers(len(joints)))
+            joints[joint] = (limits.position_min, limits.position_max)[rng.integers(2)][joint]
+        return joints
+
+    def _submit(self, kind: str, report: Report) -> None:
         try:
-            chunk = self._make_chunk()
+            chunk = self._chunks.make(kind, self._now)
         except (ActionChunkError, ConfigurationError):
-            outcomes["refused when made"] += 1
+            report.outcomes[f"{kind}: refused when made"] += 1
             return
-        if self._rng.random() < 0.9:
-            self._last = chunk
+        before = self._executor.commanded(self._now)
+        self._seen += 1
         try:
             accepted = self._executor.submit(chunk, self._now)
         except ChunkRejected as rejection:
-            outcomes[rejection.reason.value] += 1
+            report.outcomes[f"{kind}: {rejection.reason.value}"] += 1
             self._publish(self._executor.repeat(self._now))
-        else:
-            outcomes["accepted"] += 1
-            self._publish(accepted.commands)
-
-    def _make_chunk(self) -> ActionChunk:
-        rng = self._rng
-        if self._last is not None and rng.random() < 0.03:
-            return self._last
-        steps = int(rng.choice([1, 2, 8, 16, 50], p=[0.1, 0.1, 0.4, 0.3, 0.1]))
-        self._sequence += int(rng.choice([1, 0, -3, 7], p=[0.94, 0.02, 0.02, 0.02]))
-        age = float(
-            rng.choice([0.0, 0.05, 0.3, -0.02, 5.0, -1.0], p=[0.4, 0.3, 0.24, 0.02, 0.02, 0.02])
-        )
-        self._drift = 0.7 * self._drift + 0.7 * rng.normal(size=7)
-        motion = self._motion(steps)
-        gripper, actions = None, motion
-        if self._robot.gripper_opening is not None:
-            opening = rng.choice([0.0, 1.0, 0.5, 1.05, -3.0], p=[0.45, 0.45, 0.05, 0.04, 0.01])
-            gripper = GripperSpec(motion.shape[1])
-            actions = np.concatenate([motion, np.full((steps, 1), opening)], axis=1)
-        actions = self._spoil(actions)
-        names = EE_NAMES.get(self._representation, self._robot.joint_names)
-        frame = "base" if self._representation in EE_NAMES else ""
-        dt = self._dt
-        if rng.random() < 0.02:
-            dt = float(rng.choice([0.0, -0.1, np.nan, 5e-324, 1e-9, 1e300, 0.1000001, np.inf]))
-        spec = ActionSpec(
-            self._representation,
-            (*names, "gripper") if gripper else names,
-            "camera" if frame and rng.random() < 0.01 else frame,
-            dt,
-            gripper,
-        )
-        return ActionChunk(spec, actions, self._now - round(age * SECOND), max(self._sequence, 0))
-
-    def _motion(self, steps: int) -> FloatArray:
-        rng = self._rng
-        speed = float(rng.choice([0.05, 0.3, 1.0, 3.0], p=[0.3, 0.4, 0.2, 0.1])) * self._dt
-        joints = self._robot.joints
-        start = self._executor.commanded(self._now)
-        position = self._robot.home if start is None else start.position
-        noise = rng.normal(size=(steps, 7)) * rng.choice([0.0, 0.1, 1.0])
-        deltas = speed * (self._drift + noise)
-        if self._representation is Representation.JOINT_DELTA:
-            return 0.5 * deltas[:, :joints]
-        if self._representation is Representation.JOINT_POSITION:
-            return position + np.cumsum(0.5 * deltas[:, :joints], axis=0)
-        if self._representation is Representation.EE_DELTA:
-            return 0.2 * deltas[:, :6]
-        place, quaternion = self._executor.kinematics.forward(position)
-        path = place + np.cumsum(0.2 * deltas[:, :3], axis=0)
-        return np.concatenate([path, np.repeat(quaternion[None], steps, axis=0)], axis=1)
-
-    def _spoil(self, actions: FloatArray) -> FloatArray:
-        rng = self._rng
-        if rng.random() < 0.7:
-            return actions
-        actions = actions.copy()
-        row = int(rng.choice([0, len(actions) - 1, rng.integers(len(actions))]))
-        column = int(rng.integers(actions.shape[1]))
-        kind = rng.integers(8)
-        if kind == 0:
-            actions[row, column] = rng.choice([np.nan, np.inf, -np.inf])
-        elif kind == 1:
-            actions[row, column] = rng.choice([5e-324, -5e-324, 1e308, -1e308, 1e17])
-        elif kind == 2:
-            actions[row, column] += rng.choice([-1.0, 1.0]) * rng.choice([0.05, 0.3, 1.0, 10.0])
-        elif kind == 3:
-            actions[-1] += rng.normal(size=actions.shape[1])
-        elif kind == 4:
-            actions[1:] = actions[0]
-        elif kind == 5:
-            actions[::2] *= -1.0
-        elif kind == 6:
-            actions = actions[:, :-1] if rng.random() < 0.5 else np.repeat(actions, 400, axis=0)
-        else:
-            actions *= 10.0
-        return actions
+            return
+        report.outcomes[f"{kind}: accepted"] += 1
+        report.replaced += before is not None and not before.resting
+        if not self._parameters.chunk.ensemble:
+            changed = departure(chunk, accepted, self._executor.kinematics, self._parameters)
+            if changed:
+                self._judge.problems.append(f"changed without a word: {changed}")
+        self._publish(accepted.commands)
 
     def _live(self) -> None:
         """Let time pass, with a rare accident."""
         rng = self._rng
-        end = self._now + int(rng.choice([0.0, 0.013, 0.1, 0.4, 0.9]) * SECOND)
-        blind = rng.random() < 0.02
+        lasts = rng.choice([0.0, 0.013, 0.1, 0.4, 0.9], p=[0.25, 0.2, 0.3, 0.2, 0.05])
+        end = self._now + int(lasts * SECOND)
         event = rng.random()
-        if event < 0.01:
+        blind, frozen = event < 0.02, None
+        if event < 0.03:
             self._publish(self._executor.hold(self._now))
-        elif event < 0.03:
+        elif event < 0.05:
             self._publish(self._executor.emergency_stop(True, self._now))
-        elif event < 0.04:
+        elif event < 0.06:
             self._publish(self._executor.stop(self._now))
+        elif event < 0.07:
+            frozen = self._judge.desired(self._now)[0]
+        elif event < 0.08:
+            self._change_parameters()
         while self._now < end:
-            self._now = min(end, self._now + int(rng.integers(2, 40)) * MILLISECOND)
-            if not blind:
+            self._now = min(end, self._now + int(rng.integers(3, 60)) * MILLISECOND)
+            if frozen is not None:
+                self._executor.measured(self._now, frozen, np.zeros(self._robot.joints))
+            elif not blind:
                 self._measure()
             self._publish(self._executor.tick(self._now))
             self._deliver(self._now)
@@ -351,12 +209,17 @@ class Episode:
             with contextlib.suppress(ResetRefused):
                 self._executor.reset(self._now)
 
+    def _change_parameters(self) -> None:
+        motion = replace(
+            self._parameters.motion, speed_factor=float(self._rng.choice([0.1, 0.5, 1.0]))
+        )
+        self._parameters = replace(self._parameters, motion=motion)
+        self._publish(self._executor.set_parameters(self._parameters, self._now))
+
     def _measure(self) -> None:
-        state = self._executor.commanded(self._now)
-        if state is None:
-            self._executor.measured(self._now, self._robot.home, np.zeros(self._robot.joints))
-        else:
-            self._executor.measured(self._now, state.position, state.velocity)
+        """The arm is where its controller wants it to be."""
+        position, velocity, _ = self._judge.desired(self._now)
+        self._executor.measured(self._now, position, velocity)
 
     def _publish(self, commands: Commands) -> None:
         """Send a message; it is on its way for no longer than the lead time allows."""
@@ -372,40 +235,127 @@ class Episode:
         while self._inbox and self._inbox[0][0] <= now_ns:
             arrival, message = self._inbox.popleft()
             self._judge.receive(message, arrival)
+            echo = self._executor.heard(_as_message(message.trajectory), message.start_ns, now_ns)
+            if echo.trajectory is not None:
+                self._judge.problems.append("its own command was taken for someone else's")
 
 
-def fuzz(chunks: int, seed: int, episode: int = 100) -> Report:
-    """Run episodes of ``episode`` chunks until ``chunks`` have been made."""
+def _as_message(trajectory: JointTrajectory) -> JointTrajectory:
+    """What is published of a motion: the knots after the first."""
+    return JointTrajectory(
+        trajectory.joint_names,
+        trajectory.times[1:],
+        trajectory.positions[1:],
+        trajectory.velocities[1:],
+        trajectory.accelerations[1:],
+    )
+
+
+def fuzz(chunks: int, seed: int, episode: int = EPISODE) -> Report:
+    """Run episodes of ``episode`` hostile chunks until ``chunks`` have been made."""
     report = Report()
     for number in range(-(-chunks // episode)):
         Episode(seed + number).run(min(episode, chunks - number * episode), report)
     return report
 
 
-def fuzz_in_parallel(chunks: int, seed: int, jobs: int, share: int = 5_000) -> Iterator[Report]:
-    """Fuzz in several processes; yields what has come together so far."""
-    sizes = [min(share, chunks - start) for start in range(0, chunks, share)]
-    seeds = [seed + start for start in range(0, chunks, share)]  # more than there are episodes
-    total = Report()
+def fuzz_in_parallel(
+    shares: Iterable[tuple[int, int]], jobs: int
+) -> Iterator[tuple[int, int, Report]]:
+    """Fuzz in several processes.
+
+    Args:
+        shares: hostile chunks and first seed of each.
+        jobs: processes.
+
+    Yields:
+        A share and its report, as they become ready.
+    """
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for report in pool.map(fuzz, sizes, seeds):
-            total.chunks += report.chunks
-            total.outcomes += report.outcomes
-            total.problems += report.problems
-            yield total
+        futures = {pool.submit(fuzz, *share): share for share in shares}
+        for future in as_completed(futures):
+            yield *futures[future], future.result()
+
+
+def shares_of(chunks: int, seed: int, share: int = SHARE) -> list[tuple[int, int]]:
+    """Hostile chunks and first seed of each share; more seeds apart than it has episodes."""
+    return [(min(share, chunks - start), seed + start) for start in range(0, chunks, share)]
+
+
+class Progress:
+    """What has been done, in a file of one JSON object a share.
+
+    Args:
+        path: the file; None keeps nothing. Shares that other code did are left out.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._code = code_digest()
+        self.total = Report()
+        self.done: set[tuple[int, int]] = set()
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                if entry.pop("code") == self._code:
+                    share = tuple(entry.pop("share"))
+                    entry["outcomes"] = Counter(entry["outcomes"])
+                    entry["robots"] = Counter(entry["robots"])
+                    self._count(share, Report(**entry))
+
+    def add(self, share: tuple[int, int], report: Report) -> None:
+        """A share has been done."""
+        self._count(share, report)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            entry = {"code": self._code, "share": share, **vars(report)}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _count(self, share: tuple[int, int], report: Report) -> None:
+        self.done.add(share)
+        self.total.add(report)
+
+
+def code_digest() -> str:
+    """Twelve digits that change with the arm controller's code, the robot files or this fuzzer."""
+    package = Path(vla_reasoner_ros.__file__).parent
+    files = [
+        *sorted((package / "control").glob("*.py")),
+        *sorted((package.parent / "config" / "robots").glob("*.yaml")),
+        *(Path(__file__).with_name(f"{name}.py") for name in ("arm_judge", "hostile_chunks")),
+        Path(__file__),
+    ]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("chunks", type=int, nargs="?", default=1_000_000)
+    parser.add_argument("chunks", type=int, nargs="?", default=1_000_000, help="hostile chunks")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--progress", type=Path, help="file that a later run goes on from")
     arguments = parser.parse_args()
-    total = Report()
-    for total in fuzz_in_parallel(arguments.chunks, arguments.seed, arguments.jobs):
-        print(f"{total.chunks} chunks, {len(total.problems)} problems", file=sys.stderr)
-    print(json.dumps({"chunks": total.chunks, **dict(total.outcomes.most_common())}))
+    progress = Progress(arguments.progress)
+    total = progress.total
+    shares = [s for s in shares_of(arguments.chunks, arguments.seed) if s not in progress.done]
+    before, begin = total.chunks, time.monotonic()
+    for chunks, seed, report in fuzz_in_parallel(shares, arguments.jobs):
+        progress.add((chunks, seed), report)
+        rate = (total.chunks - before) / (time.monotonic() - begin)
+        left = (arguments.chunks - total.chunks) / rate / 60.0
+        print(
+            f"{total.chunks} of {arguments.chunks} hostile chunks, {len(total.problems)} problems, "
+            f"{rate:.0f} a second, {left:.1f} minutes left",
+            file=sys.stderr,
+            flush=True,
+        )
+    print(json.dumps({"hostile": total.chunks, "replaced": total.replaced, **total.by_outcome()}))
+    print(json.dumps({"robots": dict(total.robots), "kinds": dict(sorted(total.outcomes.items()))}))
     for problem in total.problems:
         print(problem)
     return 1 if total.problems else 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmark.fuzz_control import Judge
+from benchmark.arm_judge import Judge
 from vla_reasoner_ros.control.commands import ControllerState, TimedTrajectory
 from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
 from vla_reasoner_ros.control.executor import ResetRefused

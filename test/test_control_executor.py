@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from benchmark.fuzz_control import Judge
+from benchmark.arm_judge import Judge
 from vla_reasoner_ros.control.executor import (
     ChunkExecutor,
     ControllerState,
@@ -615,6 +615,61 @@ def test_joints_that_jump_need_a_reset_which_takes_the_new_place():
     place = rig.robot.home + rig.offset
     rig.executor.measured(rig.now, place, np.zeros(7))
     np.testing.assert_array_equal(rig.executor.commanded(rig.now).position, place)
+
+
+def test_after_such_a_reset_the_command_comes_from_where_it_was_left_within_the_limits():
+    rig = Rig(motion__settle_time=0.05)
+    rig.move()
+    rig.run(1.0)
+    rig.offset[:4] = [0.8, 0.2, 0.0, 0.3]
+    rig.run(0.02)
+    place = rig.executor.commanded(rig.now).position + rig.offset
+    rig.executor.reset(rig.now)
+
+    def live(seconds):
+        for _ in range(round(seconds * 100)):
+            rig.now += 10 * MS
+            rig.executor.measured(rig.now, place, np.zeros(7))
+            rig.publish(rig.executor.tick(rig.now))
+
+    live(0.02)
+    accepted = rig.submit(rig.chunk(0.1 * FORWARD))
+    np.testing.assert_array_equal(accepted.motion.trajectory.positions[0], place)
+    assert accepted.motion.start_ns - rig.now > S
+    rig.judge.advance(accepted.motion.end_ns)
+    assert rig.judge.problems == []
+    end = accepted.motion.trajectory.end.position
+    np.testing.assert_allclose(rig.judge.desired(accepted.motion.end_ns)[0], end)
+
+
+@pytest.mark.parametrize("disturb", ["hold", "chunk", "clock"])
+def test_while_the_arms_controller_settles_nothing_hurries_it(disturb):
+    """It was told to be somewhat off from where the arm is, and interpolates from there."""
+    rig = Rig(motion__settle_time=0.2)
+    place = rig.robot.home + 0.02
+
+    def live(steps):
+        for _ in range(steps):
+            rig.now += 10 * MS
+            rig.executor.measured(rig.now, place, np.zeros(7))
+            rig.publish(rig.executor.tick(rig.now))
+        rig.judge.advance(rig.now)
+
+    live(2)
+    start = rig.submit(rig.chunk(FORWARD)).motion.start_ns
+    live(7)
+    if disturb == "hold":
+        rig.publish(rig.executor.hold(rig.now))
+        live(50)
+        np.testing.assert_allclose(rig.judge.desired(rig.now)[0], place)
+    elif disturb == "chunk":
+        assert rig.submit(rig.chunk(0.5 * FORWARD)).motion.start_ns == start
+        live(13)
+    else:
+        commands = rig.executor.tick(rig.now - 100 * S)
+        assert commands.trajectory.end_ns == start - 100 * S
+        np.testing.assert_array_equal(commands.trajectory.trajectory.end.position, place)
+    assert rig.judge.problems == []
 
 
 def test_a_new_episode_starts_from_the_measured_arm():
