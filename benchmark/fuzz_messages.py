@@ -1,7 +1,8 @@
 """Random and hostile messages on every topic that a node listens to.
 
 ``python benchmark/fuzz_messages.py 100000`` gives each subscription of each node that many
-messages, made from the message definitions, and prints one JSON object per subscription. The exit
+messages, made from the message definitions, random or a valid one that goes bad field by field
+(see :mod:`benchmark.hostile_messages`), and prints one JSON object per subscription. The exit
 code is 1 when something crashed, moved the arm, or was neither taken nor counted as dropped.
 
 The nodes are the real ones, active, in this process. Messages are handed to their callbacks past
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import math
 import os
 import sys
 import time
@@ -27,15 +27,23 @@ import numpy as np
 import rclpy
 from rclpy.lifecycle import LifecyclePublisher
 from rclpy.logging import LoggingSeverity, set_logger_level
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message
 from rclpy.subscription import Subscription
-from rosidl_parser import definition as idl
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_reasoner_ros.control.robots import load_robot
+from benchmark.hostile_messages import HostileMessages
+from vla_reasoner_ros.components import ComponentParameters, load_components
+from vla_reasoner_ros.nodes.sim_node import SimParameters
+from vla_reasoner_ros.reasoner import Reasoner
+from vla_reasoner_ros.ros.conversions import image_to_message, observation_to_message
+from vla_reasoner_ros.ros.reports import statistics_to_message, tree_to_message
+from vla_reasoner_ros.ros.simulation import joints_to_message, state_to_message
+from vla_reasoner_ros.search.parameters import SearchParameters
+from vla_reasoner_ros.sim.world import World
 
 NODES: dict[str, tuple[str, dict[str, Any]]] = {
     "camera_node": ("CameraNode", {"contract": "sim"}),
@@ -48,63 +56,14 @@ NODES: dict[str, tuple[str, dict[str, Any]]] = {
     "view_node": ("ViewNode", {}),
     "sim_node": ("SimNode", {}),
 }
-FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-300, 1e300, math.nan, math.inf, -math.inf, 0.04, 0.1, 3.2)
-LENGTHS = (0, 0, 1, 2, 3, 7, 8, 9, 56, 56, 255, 27_648)
-WORDS = (
-    *("", " ", "base", "world", "rgb8", "bgr8", "mono8", "16UC1", "jpeg", "png", "agent", "wrist"),
-    *("end_effector_delta", "joint_position", "x", "y", "z", "rx", "ry", "rz", "gripper"),
-    *("fr3_finger_joint1", "fr3_finger_joint2", "\x00", "ä" * 50, "../" * 20, "%s%n", "a" * 5000),
-    *load_robot("fr3").joint_names,
-)
+LISTENED = ("view_node",)
+"""Nodes that do nothing unless somebody listens."""
+PROGRESS = 1000
+"""Messages between two lines about how far it is."""
+FOUND_S = 60.0
+"""Wall-clock seconds that discovery may take."""
 RESTED_RAD = 1e-3
 """How far a joint of the simulated arm may be from where it began."""
-
-
-def message(kind: type, rng: np.random.Generator) -> Any:
-    """A message of this type whose every field is random: plausible, extreme or senseless."""
-    slots = zip(kind.get_fields_and_field_types(), kind.SLOT_TYPES, strict=True)  # type: ignore[attr-defined]
-    return kind(**{name: _value(slot, rng) for name, slot in slots})
-
-
-def _value(kind: Any, rng: np.random.Generator) -> Any:
-    if isinstance(kind, idl.NamespacedType):
-        module = importlib.import_module(".".join(kind.namespaces))
-        return message(getattr(module, kind.name), rng)
-    if isinstance(kind, idl.AbstractString):
-        return str(rng.choice(WORDS))
-    if isinstance(kind, idl.Array | idl.AbstractSequence):
-        return _sequence(kind, rng)
-    if kind.typename == "boolean":
-        return bool(rng.integers(2))
-    if kind.typename in idl.FLOATING_POINT_TYPES:
-        return float(rng.choice(FLOATS)) if rng.integers(2) else float(rng.normal())
-    if kind.typename == "octet":
-        return rng.bytes(1)
-    low, high = _limits(kind.typename)
-    return int(rng.choice((low, high, 0, 1, *rng.integers(0, 100, 4))))
-
-
-def _limits(typename: str) -> tuple[int, int]:
-    bits = int(typename.removeprefix("u").removeprefix("int"))
-    return (
-        (0, 2**bits - 1) if typename.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    )
-
-
-def _sequence(kind: Any, rng: np.random.Generator) -> Any:
-    element = kind.value_type
-    size = kind.size if isinstance(kind, idl.Array) else int(rng.choice(LENGTHS))
-    if isinstance(kind, idl.BoundedSequence):
-        size = min(size, kind.maximum_size)
-    simple = isinstance(element, idl.BasicType)
-    if simple and element.typename in ("uint8", "octet"):
-        return rng.bytes(size)
-    if simple and element.typename in idl.FLOATING_POINT_TYPES:
-        values = rng.normal(size=size)
-        bad = rng.random(size) < 0.05
-        values[bad] = rng.choice(FLOATS, bad.sum())
-        return values.tolist()
-    return [_value(element, rng) for _ in range(min(size, 56))]
 
 
 @dataclass
@@ -161,25 +120,76 @@ def watching() -> Iterator[Watch]:
         LifecyclePublisher.publish = publish
 
 
-def fuzz(nodes: tuple[str, ...], count: int, seed: int) -> tuple[list[Count], list[str]]:
-    """Give every subscription of these nodes ``count`` messages; counts and problems."""
+def fuzz(
+    nodes: tuple[str, ...],
+    count: int,
+    seed: int,
+    tell: Callable[[Count], None] = lambda _: None,
+) -> tuple[list[Count], list[str]]:
+    """Give every subscription of these nodes ``count`` messages; counts and problems.
+
+    Args:
+        nodes: names of the nodes.
+        count: messages for each subscription.
+        seed: of the messages.
+        tell: is told what became of each subscription's as soon as a node is through.
+    """
     counts: list[Count] = []
     problems: list[str] = []
+    valid = examples()
     with watching() as watch:
         for name in nodes:
             with active(name) as node:
-                for subscription in _ordered(node):
-                    rng = np.random.default_rng([seed, len(counts)])
-                    try:
-                        counts.append(_flood(node, subscription, count, rng))
-                    except Exception:
-                        where = f"{name}, {subscription.topic_name}"
-                        problems.append(f"{where}: crashed\n{traceback.format_exc()}")
+                subscriptions = _ordered(node)
+                streams = [
+                    HostileMessages(
+                        s.msg_type,
+                        np.random.default_rng([seed, len(counts) + index]),
+                        valid.get(s.msg_type),
+                    )
+                    for index, s in enumerate(subscriptions)
+                ]
+                found = [Count(node.get_name(), s.topic_name) for s in subscriptions]
+                counts += found
+                problems += _flood(
+                    node, list(zip(subscriptions, streams, found, strict=True)), count
+                )
                 if node.state != "active":
                     problems.append(f"{name} is {node.state}: {node.stop_reason}")
+            for each in found:
+                tell(each)
         problems += watch.problems
     lost = [c for c in counts if c.sent != c.dropped + c.taken]
     return counts, problems + [f"{c}: not all are counted" for c in lost]
+
+
+def examples() -> dict[type, Any]:
+    """Valid messages, by type, of the topics on which a valid message commands nothing."""
+    world = World()
+    world.reset("lift_green", 0)
+    observation = world.observation()
+    state = state_to_message(world, 0, 0)
+    joints = joints_to_message(world, SimParameters().finger_joints, 0)
+    world.close()
+    components = load_components(ComponentParameters(world_model="latent"))
+    reasoner = Reasoner(
+        components.policy,
+        components.world_model,
+        components.value,
+        components.prior,
+        SearchParameters(simulations=16),
+    )
+    decision = reasoner.decide(observation)
+    assert decision.tree is not None
+    found = (
+        observation_to_message(observation),
+        image_to_message(observation.images["agent"], 0, "agent"),
+        joints,
+        state,
+        statistics_to_message(decision.statistics, 0),
+        tree_to_message(decision.tree, observation.stamp_ns, 0, 0),
+    )
+    return {type(said): said for said in found}
 
 
 @contextmanager
@@ -190,13 +200,28 @@ def active(name: str) -> Iterator[Any]:
     overrides = [Parameter(key, value=value) for key, value in options.items()]
     node = getattr(module, class_name)(name, parameter_overrides=overrides)
     set_logger_level(node.get_logger().name, LoggingSeverity.FATAL)
+    listener = rclpy.create_node("listener")
     try:
         if not node.start():
             raise RuntimeError(f"{name}: {node.stop_reason}")
+        if name in LISTENED:
+            _listen(listener, node)
         yield node
     finally:
+        listener.destroy_node()
         node.stop()
         node.destroy_node()
+
+
+def _listen(listener: Node, node: Any) -> None:
+    managed = [p for p in node.publishers if isinstance(p, LifecyclePublisher)]
+    for publisher in managed:
+        listener.create_subscription(publisher.msg_type, publisher.topic_name, lambda _: None, 1)
+    end = time.monotonic() + FOUND_S
+    while not all(publisher.get_subscription_count() for publisher in managed):
+        if time.monotonic() > end:
+            raise RuntimeError(f"{node.get_name()}: its publishers are not found")
+        time.sleep(0.05)
 
 
 def _ordered(node: Any) -> list[Subscription]:
@@ -205,18 +230,39 @@ def _ordered(node: Any) -> list[Subscription]:
     return sorted(own, key=lambda s: (s.topic_name.endswith("estop"), s.topic_name))
 
 
-def _flood(node: Any, subscription: Subscription, count: int, rng: np.random.Generator) -> Count:
-    found = Count(node.get_name(), subscription.topic_name)
-    callback: Callable[[Any], None] = subscription.callback
-    for _ in range(count):
-        said = message(subscription.msg_type, rng)
-        before = sum(dropped for dropped, _ in node.dropped.values())
-        callback(serialize_message(said) if subscription.raw else said)
-        after = sum(dropped for dropped, _ in node.dropped.values())
-        found.sent += 1
-        found.dropped += after - before
-        found.taken += after == before
-    return found
+def _flood(
+    node: Any, streams: list[tuple[Subscription, HostileMessages, Count]], count: int
+) -> list[str]:
+    """Messages by turns, so that those of several topics meet; what crashed.
+
+    A stop comes when all others have had theirs.
+    """
+    last = [stream for stream in streams if stream[2].topic.endswith("estop")]
+    first = [stream for stream in streams if stream not in last]
+    crashed: list[str] = []
+    for group in (first, last):
+        left = list(group)
+        for turn in range(count):
+            if turn % PROGRESS == 0 and left:
+                print(f"{node.get_name()}: {turn} of {count}", file=sys.stderr, flush=True)
+            for stream in list(left):
+                try:
+                    _give(node, *stream)
+                except Exception:
+                    left.remove(stream)
+                    where = f"{node.get_name()}, {stream[2].topic}, message {turn}"
+                    crashed.append(f"{where}: crashed\n{traceback.format_exc()}")
+    return crashed
+
+
+def _give(node: Any, subscription: Subscription, stream: HostileMessages, found: Count) -> None:
+    said = stream.next(node.now_ns())
+    before = sum(dropped for dropped, _ in node.dropped.values())
+    found.sent += 1
+    subscription.callback(serialize_message(said) if subscription.raw else said)
+    after = sum(dropped for dropped, _ in node.dropped.values())
+    found.dropped += after - before
+    found.taken += after == before
 
 
 def main() -> int:
@@ -229,10 +275,13 @@ def main() -> int:
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     rclpy.init()
     begin = time.monotonic()
-    counts, problems = fuzz(tuple(options.node or NODES), options.messages, options.seed)
+    _, problems = fuzz(
+        tuple(options.node or NODES),
+        options.messages,
+        options.seed,
+        lambda count: print(json.dumps(asdict(count)), flush=True),
+    )
     rclpy.try_shutdown()
-    for count in counts:
-        print(json.dumps(asdict(count)))
     print(f"{time.monotonic() - begin:.0f} s, {len(problems)} problems", file=sys.stderr)
     print("\n".join(problems), file=sys.stderr)
     return int(bool(problems))

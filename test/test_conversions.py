@@ -22,6 +22,7 @@ from vla_reasoner_ros.errors import (
     ActionChunkError,
     ConfigurationError,
     ObservationError,
+    SearchReportError,
     TrajectoryError,
 )
 from vla_reasoner_ros.ros import conversions, reports
@@ -427,20 +428,59 @@ def test_statistics_survive_the_way_there_and_back():
 
 
 def test_a_tree_survives_the_way_there_and_back_but_for_its_states():
-    sent = TreeSnapshot(
-        parents=np.array([-1, 0, 0], np.int32),
-        visits=np.array([3, 1, 2], np.int32),
-        values=np.array([0.1, 0.2, 0.3]),
-        leaf_values=np.array([0.1, 0.2, 0.35]),
-        priors=np.array([1.0, 0.5, 0.5]),
-        depths=np.array([0, 1, 1], np.int32),
-        origins=("root", "policy", "kde"),
-        actions=RNG.normal(size=(3, 4, 7)),
-        slots=np.arange(3),
-        ee_positions=RNG.normal(size=(3, 3)),
-    )
+    sent = snapshot()
     received = messages.tree_from_message(reports.tree_to_message(sent, STAMP, 4, STAMP))
     equal(dataclasses.replace(sent, slots=np.full(3, -1)), received)
+
+
+def snapshot(**changed):
+    fields = {
+        "parents": np.array([-1, 0, 0], np.int32),
+        "visits": np.array([3, 1, 2], np.int32),
+        "values": np.array([0.1, 0.2, 0.3]),
+        "leaf_values": np.array([0.1, 0.2, 0.35]),
+        "priors": np.array([1.0, 0.5, 0.5]),
+        "depths": np.array([0, 1, 1], np.int32),
+        "origins": ("root", "policy", "kde"),
+        "actions": RNG.normal(size=(3, 4, 7)),
+        "slots": np.arange(3),
+        "ee_positions": RNG.normal(size=(3, 3)),
+    }
+    return TreeSnapshot(**fields | changed)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("nodes", 2, "one length, got nodes 2, parents 3"),
+        ("parents", [-1, 2, 0], "the parent of node 1 is 2, expected 0 to 0"),
+        ("parents", [0, 0, 0], "the parent of node 0 is 0, expected -1"),
+        ("visits", [3, 2**32 - 1, 0], "visits has 4294967295, expected below"),
+        ("dimensions", 6, "actions has 84 numbers, expected 72 for 3 nodes"),
+        ("ee_positions", [0.0] * 6, "ee_positions has 6 numbers, expected 9 for 3 nodes"),
+    ],
+)
+def test_a_tree_that_contradicts_itself_is_refused(field, value, says):
+    message = reports.tree_to_message(snapshot(), STAMP, 4, STAMP)
+    setattr(message, field, value)
+    with pytest.raises(SearchReportError, match=says):
+        messages.tree_from_message(message)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("status", 9, "status is 9, expected one of 0 .OK"),
+        ("candidate_ids", [1], "one length, got candidate_ids 1"),
+        ("stage_ms", [1.0], "one length, got stage_names .*, stage_ms 1"),
+    ],
+)
+def test_statistics_that_contradict_themselves_are_refused(field, value, says):
+    statistics = SearchStatistics(STAMP, 4, Status.OK, "", 1)
+    message = reports.statistics_to_message(statistics, STAMP)
+    setattr(message, field, value)
+    with pytest.raises(SearchReportError, match=says):
+        messages.statistics_from_message(message)
 
 
 def test_the_controllers_status_survives_the_way_there_and_back():

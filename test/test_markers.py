@@ -287,3 +287,15 @@ def test_a_path_goes_on_along_the_best_children():
     }
     assert principal_path(tree, 1) == [0, 1, 4]
     assert principal_path(tree, 2) == [0, 2]
+
+
+def test_a_line_to_a_point_far_outside_of_the_picture_is_left_out():
+    picture = np.zeros((48, 64, 3), dtype=np.uint8)
+    far = np.array([[0.0, 0.0], [1e300, 5.0]])
+    draw(picture, [Stroke(far, (255, 0, 0), 3, dashed=True)], [])
+    assert not picture.any()
+
+
+def test_a_very_wide_picture_is_not_enlarged_beyond_what_memory_holds():
+    assert enlarged(np.zeros((1, 9216, 3), dtype=np.uint8), 480).shape == (1, 9216, 3)
+    assert enlarged(np.zeros((16, 2048, 3), dtype=np.uint8), 480).shape == (32, 4096, 3)

@@ -21,6 +21,10 @@ class ModelError(VlaReasonerError, RuntimeError):
     """A learned model failed or answered with the wrong shape, type or a non-finite number."""
 
 
+class SearchReportError(VlaReasonerError, ValueError):
+    """Statistics or a tree of a search, in a message or file, that contradict themselves."""
+
+
 class InstructionError(VlaReasonerError, ValueError):
     """An instruction that the policy does not know."""
 

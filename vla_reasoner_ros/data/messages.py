@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import array
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_reasoner_ros.data.images import decode_image
 from vla_reasoner_ros.data.message_types import to_nanoseconds
-from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError, ObservationError
+from vla_reasoner_ros.errors import (
+    ActionChunkError,
+    ConfigurationError,
+    ObservationError,
+    SearchReportError,
+)
 from vla_reasoner_ros.search.statistics import SearchStatistics, Status, TreeSnapshot
 from vla_reasoner_ros.types import (
     ActionChunk,
@@ -38,6 +45,11 @@ SOURCES = {
     ChunkSource.HOLD: 3,
 }
 """The numbers of ``msg/ActionChunk.msg``."""
+
+_NODE_LISTS = ("parents", "visits", "values", "leaf_values", "priors", "depths", "origins")
+_CANDIDATE_LISTS = tuple(
+    f"candidate_{name}" for name in ("ids", "visits", "values", "priors", "origins")
+)
 
 Fields = dict[str, Any]
 
@@ -208,7 +220,19 @@ def statistics_fields(statistics: SearchStatistics, stamp_ns: int) -> Fields:
 
 
 def statistics_from_message(message: Any) -> SearchStatistics:
-    """The statistics of a message."""
+    """The statistics of a message.
+
+    Raises:
+        SearchReportError: an unknown status, or lists that belong together differ in length.
+    """
+    if message.status not in set(Status):
+        raise SearchReportError(
+            f"search statistics: status is {message.status}, expected one of "
+            f"{', '.join(f'{status.value} ({status.name})' for status in Status)}"
+        )
+    for together in (("stage_names", "stage_ms"), _CANDIDATE_LISTS):
+        lengths = {name: len(getattr(message, name)) for name in together}
+        _require_one_length("search statistics", lengths)
     names = [f.name for f in dataclasses.fields(SearchStatistics) if hasattr(message, f.name)]
     values = {name: _plain(getattr(message, name)) for name in names}
     return SearchStatistics(
@@ -255,21 +279,59 @@ def tree_from_message(message: Any) -> TreeSnapshot:
     """The tree of a message, its states unknown (slots -1).
 
     Raises:
-        ValueError: the arrays do not fit the numbers of nodes, steps and dimensions.
+        SearchReportError: the arrays do not fit the numbers of nodes, steps and dimensions, a
+            parent does not come before its node, or a count is too large.
     """
-    nodes = message.nodes
+    nodes, steps, dimensions = message.nodes, message.macro_steps, message.dimensions
+    lengths = {name: len(getattr(message, name)) for name in _NODE_LISTS}
+    _require_one_length("search tree", {"nodes": nodes, **lengths})
+    positions = len(message.ee_positions)
+    for name, found, expected in (
+        ("actions", len(message.actions), nodes * steps * dimensions),
+        ("ee_positions", positions, 3 * nodes if positions else 0),
+    ):
+        if found != expected:
+            raise SearchReportError(
+                f"search tree: {name} has {found} numbers, expected {expected} for {nodes} nodes"
+            )
     return TreeSnapshot(
-        parents=np.array(message.parents, dtype=np.int32),
-        visits=np.array(message.visits, dtype=np.int32),
+        parents=_parents(np.array(message.parents, dtype=np.int64)),
+        visits=_counts("visits", message.visits),
         values=np.array(message.values),
         leaf_values=np.array(message.leaf_values),
         priors=np.array(message.priors),
-        depths=np.array(message.depths, dtype=np.int32),
+        depths=_counts("depths", message.depths),
         origins=tuple(message.origins),
-        actions=np.array(message.actions).reshape(nodes, message.macro_steps, message.dimensions),
+        actions=np.array(message.actions).reshape(nodes, steps, dimensions),
         slots=np.full(nodes, -1, dtype=np.int64),
         ee_positions=np.array(message.ee_positions).reshape(-1, 3),
     )
+
+
+def _require_one_length(what: str, lengths: Mapping[str, int]) -> None:
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise SearchReportError(f"{what}: expected lists of one length, got {found}")
+
+
+def _parents(parents: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Parents that come before their nodes, so that no path through the tree is endless."""
+    low = np.where(np.arange(len(parents)) == 0, -1, 0)
+    wrong = np.flatnonzero((parents < low) | (parents >= np.arange(len(parents))))
+    if len(wrong):
+        node = int(wrong[0])
+        expected = f"{low[node]} to {node - 1}" if node else "-1"
+        raise SearchReportError(
+            f"search tree: the parent of node {node} is {parents[node]}, expected {expected}"
+        )
+    return parents.astype(np.int32)
+
+
+def _counts(name: str, counts: Any) -> NDArray[np.int32]:
+    found = np.array(counts, dtype=np.int64)
+    if found.size and found.max() > np.iinfo(np.int32).max:
+        raise SearchReportError(f"search tree: {name} has {found.max()}, expected below 2^31")
+    return found.astype(np.int32)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 WHITE, DARK = (255, 255, 255), (15, 19, 22)
 SUBPIXELS = 3
 """Bits of the fraction of a pixel that lines are drawn with."""
+FAR = 1e5
+"""Pixels; a line that leads farther away comes from a point beside the camera and is left out."""
+LARGEST = 4096
+"""Pixels of a side that no picture is enlarged beyond."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Stroke:
     """A line.
 
     Attributes:
-        points: (K, 2) pixels of the picture as it is drawn on; a line with NaN is left out.
+        points: (K, 2) pixels of the picture as it is drawn on; a line with NaN, or with a point
+            :data:`FAR` away, is left out.
         colour: red, green, blue, 0 to 255.
         width: pixels.
         dashed: every second piece is left out.
@@ -32,17 +37,21 @@ class Stroke:
 
 
 def enlarged(image: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
-    """A copy of an (H, W, 3) picture at least this high, in its own aspect ratio."""
-    if image.shape[0] >= height:
+    """A copy of an (H, W, 3) picture at least this high, in its own aspect ratio.
+
+    A very wide one is enlarged to :data:`LARGEST` at most.
+    """
+    scale = min(height / image.shape[0], LARGEST / max(image.shape))
+    if scale <= 1.0:
         return image.copy()
-    width = round(image.shape[1] * height / image.shape[0])
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    size = (round(scale * image.shape[1]), round(scale * image.shape[0]))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def draw(image: NDArray[np.uint8], strokes: Sequence[Stroke], words: Sequence[str]) -> None:
     """Draw into an (H, W, 3) RGB picture, the last stroke on top, words in lines from above."""
     for stroke in strokes:
-        if len(stroke.points) < 2 or not np.isfinite(stroke.points).all():
+        if len(stroke.points) < 2 or not (np.abs(stroke.points) < FAR).all():
             continue
         pieces = _dashes(stroke.points, 4.0 * stroke.width) if stroke.dashed else [stroke.points]
         lines = [np.round(piece * 2**SUBPIXELS).astype(np.int32)[:, None] for piece in pieces]
