@@ -5,7 +5,7 @@ import pytest
 
 from benchmark.arm_judge import Judge
 from vla_reasoner_ros.control.commands import ControllerState, TimedTrajectory
-from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
+from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters, SignOfLifeError
 from vla_reasoner_ros.control.executor import ResetRefused
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.control.spline import spline_to_rest
@@ -25,7 +25,15 @@ class Watch:
         self.now, self.wall = 1000 * S, 50.0
         self.judge = Judge(FR3, self.now)
         self.stops = []
-        self.voices = [self.deadman.controller_spoke, self.deadman.planner_spoke]
+        self.voices = [self.controller, self.planner]
+
+    def controller(self, **changes):
+        self.deadman.controller_spoke(self.now, self.now, self.wall, **changes)
+
+    def planner(self):
+        """Every tenth look, from an observation of a tenth of a second before."""
+        if self.now // MS % 100 == 0:
+            self.deadman.planner_spoke(self.now - S // 10, self.now, self.wall)
 
     def command(self, duration=3.0, distance=0.6):
         """A motion of joint 1, sent as the arm controller sends it."""
@@ -41,7 +49,7 @@ class Watch:
             self.wall += 0.01
             self.now += 0 if wall_only else 10 * MS
             for voice in self.voices:
-                voice(self.now, self.wall)
+                voice()
             stop = self.deadman.tick(self.now, self.wall)
             if stop is not None:
                 self.stops.append(self.now)
@@ -105,10 +113,69 @@ def test_a_controller_that_is_silent_by_the_wall_clock_is_noticed_while_time_sta
 
 def test_the_planner_may_be_silent_while_the_controller_moves_the_arm_by_itself():
     watch = Watch(planner_timeout=0.3)
-    controller = watch.deadman.controller_spoke
-    watch.voices = [lambda now, wall: controller(now, wall, executing=False)]
+    watch.voices = [lambda: watch.controller(executing=False)]
     watch.command()
     watch.run(4.0)
+    assert watch.stops == []
+
+
+@pytest.mark.parametrize("who", ["the arm controller", "the planner"])
+@pytest.mark.parametrize(
+    "lie", ["said again", "from the future", "from the past"], ids=lambda lie: lie.replace(" ", "_")
+)
+def test_what_is_not_said_now_is_no_sign_of_life(who, lie):
+    """A publisher stuck on its last message, a bag beside the arm, another clock."""
+    watch = Watch(planner_timeout=0.3)
+    watch.command()
+    watch.run(1.0)
+    stuck = watch.now
+
+    def liar():
+        stamp = {"said again": stuck, "from the future": watch.now + S, "from the past": S}[lie]
+        speak = watch.deadman.controller_spoke
+        if who == "the planner":
+            speak, stamp = watch.deadman.planner_spoke, stamp - S // 10
+        try:
+            speak(stamp, watch.now, watch.wall)
+        except SignOfLifeError as error:
+            refused.append(str(error))
+
+    refused = []
+    watch.voices[who == "the planner"] = liar
+    watch.run(0.8)
+    assert watch.deadman.reason.startswith(f"{who} silent for")
+    assert len(watch.stops) == 1
+    assert watch.at_rest()
+    assert refused or (who, lie) == ("the arm controller", "said again")
+
+
+def test_a_planner_that_answers_to_old_observations_only_does_not_count():
+    watch = Watch(planner_timeout=0.5)
+    with pytest.raises(SignOfLifeError, match=r"from an observation 0\.600 s old"):
+        watch.deadman.planner_spoke(watch.now - 600 * MS, watch.now, watch.wall)
+
+
+def test_a_planner_that_was_started_anew_counts_at_once():
+    """Its sequence begins again; the observations go on."""
+    watch = Watch(planner_timeout=0.5)
+    watch.command()
+    watch.run(0.4)
+    watch.voices.pop()
+    watch.run(0.4)
+    watch.voices.append(watch.planner)
+    watch.run(2.0)
+    assert watch.stops == []
+
+
+def test_after_a_jump_back_in_time_what_is_said_then_counts():
+    watch = Watch(planner_timeout=0.3)
+    watch.command()
+    watch.run(0.5)
+    watch.now -= 100 * S
+    watch.judge = Judge(FR3, watch.now)
+    watch.run(0.1)
+    watch.command()
+    watch.run(2.0)
     assert watch.stops == []
 
 

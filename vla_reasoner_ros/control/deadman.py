@@ -19,7 +19,14 @@ from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.control.stopping import brake
 from vla_reasoner_ros.control.stops import ResetRefused
 from vla_reasoner_ros.control.trajectory import JointTrajectory
+from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.parameters import parameter
+
+CLOCK_LEAD = 0.05  # s; how far ahead of the clock a stamp may be
+
+
+class SignOfLifeError(VlaReasonerError):
+    """A message that does not show that its sender lives now."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +87,39 @@ class DeadmanParameters:
 
 @dataclass
 class _Voice:
-    """Someone who must be heard from."""
+    """Someone who must be heard from; what is said counts from when it was said."""
 
     name: str
-    heard_ns: int | None = None
+    said_ns: int | None = None
     heard_wall: float = 0.0
 
-    def hear(self, now_ns: int, wall: float) -> None:
-        self.heard_ns, self.heard_wall = now_ns, wall
+    def hear(self, said_ns: int, now_ns: int, wall: float) -> None:
+        """Hear something that was said at a time.
+
+        Raises:
+            SignOfLifeError: it is from before the last, or from the future.
+        """
+        ahead = (said_ns - now_ns) / NANOSECONDS
+        if ahead > CLOCK_LEAD:
+            raise SignOfLifeError(
+                f"{self.name}: a message from {ahead:.3f} s ahead of the clock, allowed are "
+                f"{CLOCK_LEAD:g} s"
+            )
+        if self.said_ns is not None and said_ns < self.said_ns:
+            behind = (self.said_ns - said_ns) / NANOSECONDS
+            raise SignOfLifeError(f"{self.name}: a message from {behind:.3f} s before the last")
+        self.said_ns, self.heard_wall = said_ns, wall
+
+    def start(self, now_ns: int, wall: float) -> None:
+        """Count its silence from now on at the earliest."""
+        self.said_ns = now_ns if self.said_ns is None else max(self.said_ns, now_ns)
+        self.heard_wall = wall
 
     def silence(self, now_ns: int, wall: float, timeout: float, wall_timeout: float) -> str:
         """What is wrong, in words; empty when it spoke in time."""
-        if self.heard_ns is None:
+        if self.said_ns is None:
             return f"{self.name} was never heard from"
-        silent = (now_ns - self.heard_ns) / NANOSECONDS
+        silent = (now_ns - self.said_ns) / NANOSECONDS
         if silent > timeout:
             return f"{self.name} silent for {silent:.3f} s, allowed are {timeout:g} s"
         silent = wall - self.heard_wall
@@ -130,6 +156,7 @@ class Deadman:
         self.reason = ""
         self.stops = 0
         self._controller, self._planner = _Voice("the arm controller"), _Voice("the planner")
+        self._observed_ns: int | None = None
         self._motion: TimedTrajectory | None = None
         self._braking = False
         self._sent = SentCommands()
@@ -161,24 +188,54 @@ class Deadman:
         self._motion, self._braking = motion, False
         if not moved:  # silence counts from the start of the motion
             for voice in (self._controller, self._planner):
-                voice.hear(now_ns, wall)
+                voice.start(now_ns, wall)
 
-    def controller_spoke(self, now_ns: int, wall: float, executing: bool = True) -> None:
+    def controller_spoke(
+        self, said_ns: int, now_ns: int, wall: float, executing: bool = True
+    ) -> None:
         """Hear the arm controller.
 
         Args:
+            said_ns: the stamp of what it said, ns: one that is repeated grows old.
             now_ns: the time.
             wall: monotonic, s.
             executing: whether it follows a chunk; when it moves the arm by itself, as after a
                 tracking error, the planner has nothing to say.
-        """
-        self._controller.hear(now_ns, wall)
-        if not executing:
-            self._planner.hear(now_ns, wall)
 
-    def planner_spoke(self, now_ns: int, wall: float) -> None:
-        """Hear the planner."""
-        self._planner.hear(now_ns, wall)
+        Raises:
+            SignOfLifeError: older than the last, or from the future; it does not count.
+        """
+        self._follow_clock(now_ns)
+        self._controller.hear(said_ns, now_ns, wall)
+        if not executing:
+            self._planner.start(now_ns, wall)
+
+    def planner_spoke(self, observed_ns: int, now_ns: int, wall: float) -> None:
+        """Hear the planner.
+
+        Args:
+            observed_ns: the stamp of the observation that it planned from, ns. Its silence counts
+                from the first chunk from the newest observation, so that a chunk that comes again
+                does not count, nor one from an observation as old as its silence may be.
+            now_ns: the time.
+            wall: monotonic, s.
+
+        Raises:
+            SignOfLifeError: from no newer observation than the last, from too old a one, or from
+                the future; it does not count.
+        """
+        self._follow_clock(now_ns)
+        old = (now_ns - observed_ns) / NANOSECONDS
+        if self._observed_ns is not None and observed_ns <= self._observed_ns:
+            raise SignOfLifeError("the planner: a chunk from no newer observation than the last")
+        if old > self.parameters.planner_timeout:
+            raise SignOfLifeError(f"the planner: a chunk from an observation {old:.3f} s old")
+        if -old > CLOCK_LEAD:
+            raise SignOfLifeError(
+                f"the planner: a chunk from an observation {-old:.3f} s ahead of the clock"
+            )
+        self._observed_ns = observed_ns
+        self._planner.start(now_ns, wall)
 
     def tick(self, now_ns: int, wall: float) -> TimedTrajectory | None:
         """Look whether the arm must be stopped.
@@ -248,6 +305,7 @@ class Deadman:
         """After a jump back in time nothing known is true any more."""
         if now_ns < self._last_ns:
             self._motion, self._braking = None, False
+            self._observed_ns = None
             for voice in (self._controller, self._planner):
-                voice.heard_ns = None if voice.heard_ns is None else now_ns
+                voice.said_ns = None if voice.said_ns is None else now_ns
         self._last_ns = now_ns

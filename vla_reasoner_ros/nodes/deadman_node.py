@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from rclpy.clock_type import ClockType
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
+from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters, SignOfLifeError
 from vla_reasoner_ros.control.executor import ResetRefused
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.msg import ActionChunk, ControllerStatus
@@ -18,6 +19,7 @@ from vla_reasoner_ros.parameters import parameter
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import (
+    chunk_from_message,
     status_to_message,
     trajectory_from_message,
     trajectory_to_message,
@@ -108,11 +110,18 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
         )
 
     def _controller_spoke(self, message: ControllerStatus) -> None:
+        if message.state > ControllerStatus.STOPPED or not math.isfinite(message.tracking_error):
+            raise SignOfLifeError(
+                f"the arm controller: a status with state {message.state} and tracking error "
+                f"{message.tracking_error}"
+            )
+        said_ns = to_nanoseconds(message.header.stamp)
         executing = message.state == ControllerStatus.EXECUTING
-        self._deadman.controller_spoke(self.now_ns(), time.monotonic(), executing)
+        self._deadman.controller_spoke(said_ns, self.now_ns(), time.monotonic(), executing)
 
     def _planner_spoke(self, message: ActionChunk) -> None:
-        self._deadman.planner_spoke(self.now_ns(), time.monotonic())
+        chunk = chunk_from_message(message)
+        self._deadman.planner_spoke(chunk.observation_stamp_ns, self.now_ns(), time.monotonic())
 
     def _look(self) -> None:
         stop = self._deadman.tick(self.now_ns(), time.monotonic())
