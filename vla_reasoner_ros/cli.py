@@ -31,6 +31,10 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
+    "recipe": Verb(
+        "make everything that is shipped again, from nothing; goes on where it was",
+        "vla_reasoner_ros.recipe",
+    ),
     "demo-data": Verb(
         "record demonstrations and failures in the simulator",
         "vla_reasoner_ros.training.demo_data",
@@ -55,6 +59,13 @@ VERBS: dict[str, Verb] = {
     ),
     "train value": Verb("progress toward the instruction", "vla_reasoner_ros.training.value"),
     "train world-model": Verb("latent dynamics", "vla_reasoner_ros.training.world_model"),
+    "train vision-model": Verb(
+        "predictor of world model vjepa2_ac, on a frozen V-JEPA 2 or DINOv2 encoder",
+        "vla_reasoner_ros.training.vision_model",
+    ),
+    "train vision-value": Verb(
+        "progress on the same encoder's latents", "vla_reasoner_ros.training.vision_value"
+    ),
     "report-card": Verb(
         "judge the models on held-out branched decisions",
         "vla_reasoner_ros.training.report_card",

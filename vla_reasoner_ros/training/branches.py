@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import multiprocessing
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,23 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from vla_reasoner_ros import plugins
+from vla_reasoner_ros import executor, plugins
 from vla_reasoner_ros.components import LEARNED, ComponentParameters, load_components
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.paths import MODELS_VARIABLE
 from vla_reasoner_ros.reasoner import Reasoner
-from vla_reasoner_ros.sim.experts import Expert
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.frames import Frames, project
+from vla_reasoner_ros.training.pilots import (
+    MACRO_STEPS,
+    ExpertPilot,
+    Pilot,
+    PolicyPilot,
+    SearchPilot,
+    expert_macro,
+)
 from vla_reasoner_ros.training.progress import Progress
 from vla_reasoner_ros.world_models.encoder import LatentLayout
 
 TRAINING_SEED = 200_000
 TUNING_SEED = 60_000
 CANDIDATES = 16
-MACRO_STEPS = 4
 HORIZONS = 2
 EPISODE_ACTIONS = 100
 GRIPPER_FLIP = 0.15
@@ -181,73 +186,6 @@ def outcome_frames(branches: Branches, world: World, each: int, rng: np.random.G
     )
 
 
-class ExpertPilot:
-    """The expert, made as fallible as a small policy: noisy, biased for a while, or mistaken."""
-
-    def __init__(self, world: World, rng: np.random.Generator) -> None:
-        self._world = world
-        self._rng = rng
-        self._noise = float(rng.choice([0.0, 0.2, 0.5, 0.9]))
-
-    def macro(self) -> NDArray[np.float64]:
-        """(M, 7) the next actions; the world is where it was afterwards."""
-        rng, world = self._rng, self._world
-        bias = np.zeros(6)
-        if rng.random() < 0.4:
-            bias[:3] = rng.normal(0.0, 0.008, 3)
-            bias[3:] = rng.normal(0.0, 0.02, 3)
-        flips = rng.random() < 0.06
-        state = world.get_state()
-        expert = Expert(world, self._noise, rng)
-        actions = np.empty((MACRO_STEPS, 7))
-        for step in range(MACRO_STEPS):
-            actions[step] = expert.act()
-            actions[step, :6] += bias
-            if flips:
-                actions[step, 6] = 1.0 - actions[step, 6]
-            world.apply(actions[step])
-        world.set_state(state)
-        return actions
-
-
-class SearchPilot:
-    """The search over learned models: it goes where they promise too much, to be told better."""
-
-    def __init__(self, world: World, reasoner: Reasoner, seed: int) -> None:
-        self._world = world
-        self._reasoner = reasoner
-        reasoner.reset(seed)
-
-    def macro(self) -> NDArray[np.float64]:
-        """(M, 7) the next actions."""
-        return self._reasoner.decide(self._world.observation()).chunk.actions[:MACRO_STEPS]
-
-
-class PolicyPilot:
-    """A policy, asked for a chunk whose first macro-action is executed."""
-
-    def __init__(self, world: World, policy: Any) -> None:
-        self._world = world
-        self._policy = policy
-        policy.reset()
-
-    def macro(self) -> NDArray[np.float64]:
-        """(M, 7) the next actions."""
-        return self._policy.propose(self._world.observation())[0].actions[:MACRO_STEPS]
-
-
-def expert_macro(world: World) -> NDArray[np.float64]:
-    """(M, 7) what the undisturbed expert would do; the world is where it was afterwards."""
-    state = world.get_state()
-    expert = Expert(world)
-    actions = np.empty((MACRO_STEPS, 7))
-    for step in range(MACRO_STEPS):
-        actions[step] = expert.act()
-        world.apply(actions[step])
-    world.set_state(state)
-    return actions
-
-
 def candidates(
     pilot: NDArray[np.float64], expert: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
@@ -384,7 +322,7 @@ def record_scene(
     rng = np.random.default_rng([seed, list(TASKS).index(task), 7])
     layout = LatentLayout()
     world.reset(task, seed)
-    pilot: ExpertPilot | SearchPilot | PolicyPilot
+    pilot: Pilot
     if driver is None:
         pilot = ExpertPilot(world, rng)
     elif isinstance(driver, Reasoner):
@@ -417,67 +355,121 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search", action="store_true", help="the search over the learned models drives the policy"
     )
     parser.add_argument("--models", default="", help="folder of the driver's weights; the shipped")
-    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="added to the first scene's seed")
+    executor.add_arguments(parser)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who drives.
+
+    Attributes:
+        policy: its registered name; empty is the expert, or with ``search`` the default policy.
+        search: whether the search over the learned models drives it.
+        models: folder of the weights; empty takes the shipped ones.
+    """
+
+    policy: str = ""
+    search: bool = False
+    models: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the files are called."""
+        return "search" if self.search else self.policy or "expert"
+
+    def make(self) -> Any:
+        """The Reasoner, the policy, or None for the expert."""
+        if self.models:
+            os.environ[MODELS_VARIABLE] = self.models
+        if self.search:
+            parameters = ComponentParameters(world_model=LEARNED)
+            if self.policy:
+                parameters = replace(parameters, policy=self.policy)
+            found = load_components(parameters)
+            return Reasoner(found.policy, found.world_model, found.value, found.prior)
+        return plugins.create("policy", self.policy) if self.policy else None
+
+
+@dataclass(frozen=True)
+class SceneJob:
+    """One scene to record.
+
+    Attributes:
+        path: the file to write.
+        task: task name.
+        seed: of the scene.
+        share: of its decisions that are branched.
+        share_near: the same near a block.
+    """
+
+    path: Path
+    task: str
+    seed: int
+    share: float
+    share_near: float
+
+
+class Brancher:
+    """What a worker needs to record scenes: a world and a driver."""
+
+    def __init__(self, driver: Driver) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # the workers share the cores already
+        self._world = World()
+        self._driver = driver.make()
+
+    def __call__(self, job: SceneJob) -> int:
+        """Record one scene; the number of its decisions."""
+        shares = job.share, job.share_near
+        # A scene whose pilot was done before the first branch is tried again with more branches.
+        while True:
+            found = record_scene(self._world, job.task, job.seed, *shares, self._driver)
+            if found is not None:
+                break
+            shares = 1.0, 1.0
+        found.save(job.path)
+        return len(found)
+
+
+def plan(arguments: argparse.Namespace, driver: Driver) -> list[SceneJob]:
+    """Every scene of a recording; tasks take turns.
+
+    Raises:
+        ConfigurationError: a share that is none, or nothing to record.
+    """
+    shares = arguments.share, arguments.share_near
+    if not all(0.0 <= share <= 1.0 for share in shares) or not any(shares):
+        raise ConfigurationError(
+            f"--share, --share-near: expected 0 to 1, not both 0, got {shares}"
+        )
+    tasks = list(TASKS)
+    return [
+        SceneJob(
+            arguments.output / part / f"{driver.name}_{first + arguments.seed + index:06d}.npz",
+            tasks[index % len(tasks)],
+            first + arguments.seed + index,
+            *shares,
+        )
+        for part, first, count in (
+            ("held_out", TUNING_SEED, arguments.held_out),
+            ("train", TRAINING_SEED, arguments.scenes),
+        )
+        for index in range(count)
+    ]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Record what is missing, one file a scene."""
-    if arguments.models:
-        os.environ[MODELS_VARIABLE] = arguments.models
-    tasks = list(TASKS)
-    jobs = []
-    for part, first, count in (
-        ("held_out", TUNING_SEED, arguments.held_out),
-        ("train", TRAINING_SEED, arguments.scenes),
-    ):
-        for index in range(count):
-            seed = first + arguments.seed + index
-            name = f"{_driver_name(arguments)}_{seed:06d}.npz"
-            path = arguments.output / part / name
-            if not path.exists():
-                jobs.append((path, tasks[index % len(tasks)], seed, arguments))
-    progress = Progress("branches", len(jobs), "scenes")
-    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        for done, _ in enumerate(pool.imap_unordered(_record, jobs, chunksize=4), start=1):
-            progress.update(done)
+    driver = Driver(arguments.policy, arguments.search, arguments.models)
+    jobs = plan(arguments, driver)
+    missing = [job for job in jobs if not job.path.exists()]
+    done = len(jobs) - len(missing)
+    progress = Progress("branches", len(jobs), "scenes", done)
+    decisions = 0
+    engine = executor.settings_of(arguments)
+    for _, count in executor.run_jobs(Brancher, (driver,), missing, engine):
+        done, decisions = done + 1, decisions + count
+        progress.update(done, f"{decisions} decisions")
     return 0
-
-
-def _driver_name(arguments: argparse.Namespace) -> str:
-    if arguments.search:
-        return "search"
-    return arguments.policy or "expert"
-
-
-def _driver(arguments: argparse.Namespace) -> Any:
-    """The Reasoner, the policy, or None for the expert."""
-    if arguments.search:
-        parameters = ComponentParameters(world_model=LEARNED)
-        if arguments.policy:
-            parameters = replace(parameters, policy=arguments.policy)
-        found = load_components(parameters)
-        return Reasoner(found.policy, found.world_model, found.value, found.prior)
-    return plugins.create("policy", arguments.policy) if arguments.policy else None
-
-
-_process: dict[str, Any] = {}
-"""The world and the driver of a worker process, made once."""
-
-
-def _record(job: tuple[Path, str, int, argparse.Namespace]) -> None:
-    path, task, seed, arguments = job
-    if not _process:
-        import torch
-
-        torch.set_num_threads(1)
-        _process["world"] = World()
-        _process["driver"] = _driver(arguments)
-    # A scene whose pilot was done before the first branch is tried again with more branches.
-    shares = arguments.share, arguments.share_near
-    while True:
-        found = record_scene(_process["world"], task, seed, *shares, _process["driver"])
-        if found is not None:
-            break
-        shares = 1.0, 1.0
-    found.save(path)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_reasoner_ros import executor
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.branches import Branches, branch_files, outcome_frames
-from vla_reasoner_ros.training.frames import Frames, FrameSource, make_frames, upright
+from vla_reasoner_ros.training.frames import SHARD, Frames, FrameSource, make_frames, upright
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import load_into, load_model, save_model
 from vla_reasoner_ros.world_models.encoder import (
@@ -36,6 +37,7 @@ from vla_reasoner_ros.world_models.encoder import (
     fold_batch_norms,
     normalise_images,
 )
+from vla_reasoner_ros.world_models.vision import FrozenVision
 
 TRAINING_SEED = 100_000
 TUNING_SEED = 50_000
@@ -198,26 +200,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--frames", type=Path, default=Path("data/frames"), help="frames' folder")
     parser.add_argument("--count", type=int, default=24_000, help="frames rendered for training")
-    parser.add_argument("--processes", type=int, default=2, help="processes that render")
     parser.add_argument("--branches", type=Path, help="folder of branched decisions to mix in")
     parser.add_argument("--each", type=int, default=4, help="outcomes per decision")
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
     parser.add_argument("--every", type=int, default=5, help="steps between frames of an episode")
     parser.add_argument("--initial", type=Path, help="folder of an encoder to start from")
+    parser.add_argument(
+        "--vision",
+        default="",
+        help="look at the patches of a frozen DINOv2 or V-JEPA 2: a folder, or a name on the hub",
+    )
+    parser.add_argument(
+        "--vision-size", type=int, default=224, help="side that its pictures are enlarged to"
+    )
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps to a checkpoint")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("data/training/encoder"))
     parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
+    executor.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Render what is missing, train, judge on held-out frames, save."""
-    config = EncoderConfig()
-    held_out_count = max(500, arguments.count // 12)
-    make_frames(arguments.frames / "train", arguments.count, TRAINING_SEED, arguments.processes)
-    make_frames(arguments.frames / "held_out", held_out_count, TUNING_SEED, arguments.processes)
+    vision = FrozenVision(arguments.vision, arguments.vision_size) if arguments.vision else None
+    config = EncoderConfig(vision=None if vision is None else vision.settings)
+    held_out_count = max(min(SHARD, arguments.count), arguments.count // 12)
+    engine = executor.settings_of(arguments)
+    make_frames(arguments.frames / "train", arguments.count, TRAINING_SEED, engine)
+    make_frames(arguments.frames / "held_out", held_out_count, TUNING_SEED, engine)
     training = [Frames.load(arguments.frames / "train")]
     held_out = {"random": Frames.load(arguments.frames / "held_out")}
     data = {"random_frames": len(training[0]), "seed_of_first_shard": TRAINING_SEED}
@@ -233,14 +247,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
-        network = EncoderNetwork(config)
+        network = EncoderNetwork(config, vision)
     if arguments.initial is not None:
         load_into(network, load_model(arguments.initial / MODEL_NAME, MODEL_NAME)[0], MODEL_NAME)
     network.to(memory_format=torch.channels_last)
     parameters = TrainerParameters(
         steps=arguments.steps,
         learning_rate=arguments.learning_rate,
-        evaluate_every=500,
+        batch_size=arguments.batch_size,
+        evaluate_every=arguments.evaluate_every,
         threads=arguments.threads,
         seed=arguments.seed,
     )

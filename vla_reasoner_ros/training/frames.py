@@ -8,7 +8,7 @@ another, lie tilted, or are held; the arm hovers anywhere or close to an object.
 from __future__ import annotations
 
 import io
-import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from vla_reasoner_ros import executor
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.episodes import Episode
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.sim import scene
 from vla_reasoner_ros.sim.headless import mujoco
+from vla_reasoner_ros.training.progress import Progress
 from vla_reasoner_ros.world_models.encoder import SYMMETRY, LatentLayout
 
 SHARD = 500
@@ -391,32 +393,50 @@ def is_held(
     return between & tight[:, None]
 
 
-def make_frames(folder: Path, count: int, seed: int, processes: int) -> None:
+@dataclass(frozen=True)
+class ShardJob:
+    """One file of frames to render: where, from which seed, and how many."""
+
+    path: Path
+    seed: int
+    count: int
+
+
+def make_frames(
+    folder: Path, count: int, seed: int, engine: executor.EngineSettings | None = None
+) -> None:
     """Write ``count`` frames in shards; those already there are kept.
 
     Args:
         folder: where the shards go.
-        count: frames, rounded up to full shards.
+        count: frames, rounded up to full shards of :data:`SHARD`; fewer than that are one shard.
         seed: of the first shard; each shard has the next one.
-        processes: how many to run at once.
+        engine: where they are rendered; None takes this machine's cores.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds = [seed + i for i in range(-(-count // SHARD))]
-    jobs = [(folder / f"{s:06d}.npz", s) for s in seeds]
-    jobs = [job for job in jobs if not job[0].exists()]
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for done, path in enumerate(pool.imap_unordered(_make_shard, jobs), start=1):
-            print(f"frames: {path.name} ({done} of {len(jobs)})", flush=True)
+    size = min(SHARD, count)
+    jobs = [
+        ShardJob(folder / f"{seed + number:06d}.npz", seed + number, size)
+        for number in range(-(-count // size))
+    ]
+    missing = [job for job in jobs if not job.path.exists()]
+    done = len(jobs) - len(missing)
+    progress = Progress(f"frames {folder.name}", len(jobs), f"times {size} frames", done)
+    for _ in executor.run_jobs(_shard_maker, (), missing, engine):
+        done += 1
+        progress.update(done)
 
 
-def _make_shard(job: tuple[Path, int]) -> Path:
-    path, seed = job
+def _shard_maker() -> Callable[[ShardJob], None]:
+    return _make_shard
+
+
+def _make_shard(job: ShardJob) -> None:
+    # A source of its own for each, so that a shard is the same whatever was rendered before it.
     source = FrameSource()
     try:
-        source.frames(SHARD, np.random.default_rng(seed)).save(path)
+        source.frames(job.count, np.random.default_rng(job.seed)).save(job.path)
     finally:
         source.close()
-    return path
 
 
 def _yaw(angle: float) -> NDArray[np.float64]:

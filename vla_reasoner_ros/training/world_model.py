@@ -206,6 +206,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, help="folder of encoder and result; the shipped")
     parser.add_argument("--batch-size", type=int, default=256, help="sequences a step")
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps to a checkpoint")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("data/training/world_model"))
@@ -236,7 +237,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         learning_rate=1e-3,
-        evaluate_every=500,
+        evaluate_every=arguments.evaluate_every,
         threads=arguments.threads,
         seed=arguments.seed,
         bf16=False,

@@ -1,0 +1,172 @@
+import argparse
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vla_reasoner_ros import cli, recipe
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.paths import MODELS_VARIABLE, share_directory
+from vla_reasoner_ros.recipe import Entry, Ledger, load_recipe, time_left
+
+RECIPES = sorted(path.stem for path in (share_directory() / "config" / "recipes").glob("*.yaml"))
+TWO = """
+steps:
+  - {name: first, run: "demo-data --jobs 1 --expert 2 --limit 2 --out {work}/a", minutes: 2}
+  - {name: second, run: "demo-data --jobs 1 --expert 30 --limit 2 --out {work}/b", minutes: 4}
+"""
+
+
+@pytest.fixture
+def two(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text(TWO)
+    return path
+
+
+def parsed(step):
+    name, rest = cli._find(list(step.command))
+    parser = argparse.ArgumentParser()
+    importlib.import_module(cli.VERBS[name].module).add_arguments(parser)
+    return parser.parse_args(rest)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_step_is_a_verb_that_takes_its_options(name):
+    for step in load_recipe(name, Path("work"), Path("models")):
+        assert parsed(step)
+
+
+def test_the_shipped_recipe_makes_every_shipped_model():
+    verbs = {" ".join(s.command[:2]) for s in load_recipe("shipped", Path("w"), Path("m"))}
+    assert {f"train {kind}" for kind in ("policy", "prior", "encoder", "world-model", "value")} <= (
+        verbs
+    )
+    assert "report-card" in {v.split()[0] for v in verbs}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("steps: []", "expected a list of steps"),
+        ("[1, 2]", "expected a list of steps"),
+        ("steps: [{name: a}]", "step 1: expected name, run"),
+        ("steps: [{name: a, run: b, hours: 3}]", "step 1: expected name, run"),
+        ("steps: [{name: a, run: 'b {folder}'}]", "not a command: KeyError"),
+        ("steps: [{name: a, run: b}, {name: a, run: c}]", "the step a stands twice"),
+        ("steps: [", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, expected):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=expected):
+        load_recipe(str(path), tmp_path, tmp_path)
+
+
+def test_an_unknown_recipe_names_the_known_ones(tmp_path):
+    with pytest.raises(ConfigurationError, match="known are shipped, tiny"):
+        load_recipe("shiped", tmp_path, tmp_path)
+
+
+def test_the_shipped_models_and_those_of_others_are_not_overwritten(tmp_path):
+    ledger = tmp_path / recipe.LEDGER
+    with pytest.raises(ConfigurationError, match="the shipped models stay"):
+        Ledger.open(ledger, share_directory() / "resource" / "models")
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "small_vla.safetensors").touch()
+    with pytest.raises(ConfigurationError, match="expected an empty folder"):
+        Ledger.open(ledger, models)
+    Ledger(ledger, str(models.resolve())).write([])
+    assert Ledger.open(ledger, models).entries == {}
+    with pytest.raises(ConfigurationError, match="name that folder"):
+        Ledger.open(ledger, tmp_path / "others")
+
+
+def test_a_changed_step_and_all_after_it_are_done_again(two, tmp_path):
+    steps = load_recipe(str(two), tmp_path, tmp_path / "models")
+    ledger = Ledger(tmp_path / recipe.LEDGER, str(tmp_path / "models"))
+    ledger.entries = {step.name: Entry(step.key, done=True, seconds=60.0) for step in steps}
+    ledger.write(steps)
+    ledger = Ledger.open(ledger.path, tmp_path / "models")
+    assert [ledger.is_done(step) for step in steps] == [True, True]
+    two.write_text(TWO.replace("--expert 30", "--expert 40"))
+    changed = load_recipe(str(two), tmp_path, tmp_path / "models")
+    assert [ledger.is_done(step) for step in changed] == [True, False]
+    two.write_text(TWO.replace("--expert 2 ", "--expert 3 "))
+    changed = load_recipe(str(two), tmp_path, tmp_path / "models")
+    assert [ledger.is_done(step) for step in changed] == [False, False]
+
+
+def test_the_time_left_follows_the_speed_of_this_machine(two, tmp_path):
+    steps = load_recipe(str(two), tmp_path, tmp_path / "models")
+    ledger = Ledger(tmp_path / recipe.LEDGER, "models")
+    assert time_left(steps, ledger) == pytest.approx(6 * 60.0)
+    ledger.entries["first"] = Entry(steps[0].key, done=True, seconds=5 * 60.0)
+    assert time_left(steps, ledger) == pytest.approx(4 * 60.0 * (6 / 3))
+    ledger.entries["second"] = Entry(steps[1].key, seconds=60.0)
+    assert time_left(steps, ledger) == pytest.approx(7 * 60.0)
+
+
+def test_a_second_recipe_waits_outside(two, tmp_path):
+    with (
+        recipe.locked(tmp_path),
+        pytest.raises(ConfigurationError, match="another recipe is at work"),
+        recipe.locked(tmp_path),
+    ):
+        pass
+
+
+def test_a_failed_step_is_named_and_ends_the_recipe(two, tmp_path, capfd):
+    two.write_text(TWO.replace("--limit 2 --out {work}/b", "--first-seed 3 --out {work}/b"))
+    two.write_text(two.read_text().replace("--jobs 1 --expert 2 --limit 2", "--expert 0"))
+    assert cli.main(["recipe", str(two), "--work", str(tmp_path / "w")]) == 2
+    assert "step first failed with exit code 2" in capfd.readouterr().err
+    assert not (tmp_path / "w" / "b").exists()
+
+
+def test_a_recipe_killed_at_any_moment_goes_on_where_it_was(two, tmp_path):
+    work = tmp_path / "work"
+    command = [sys.executable, "-m", "vla_reasoner_ros.cli", "recipe", str(two), "--work", work]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    files = work / "b"
+    give_up = time.monotonic() + 120.0
+    while not list(files.glob("expert*")) and time.monotonic() < give_up:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    ledger = json.loads((work / recipe.LEDGER).read_text())
+    assert ledger["steps"]["first"]["done"]
+    before = {path: path.stat().st_mtime_ns for path in (work / "a").iterdir()}
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert "1/2 first: done before" in ended.stderr
+    assert {path: path.stat().st_mtime_ns for path in (work / "a").iterdir()} == before
+    assert len(list(files.glob("expert*.safetensors"))) == 30
+    ledger = json.loads((work / recipe.LEDGER).read_text())
+    assert ledger["steps"]["second"]["done"]
+    assert ledger["steps"]["first"]["runs"] == 1
+    table = (work / recipe.TABLE).read_text()
+    assert table.count("| done 2") == 2
+    assert f"Times on {len(os.sched_getaffinity(0))} CPU cores." in table
+
+
+@pytest.mark.slow
+def test_with_next_to_nothing_of_everything_all_steps_fit_together(tmp_path, monkeypatch, capsys):
+    models = tmp_path / "models"
+    models.mkdir()
+    monkeypatch.setenv(MODELS_VARIABLE, str(models))
+    for step in load_recipe("tiny", tmp_path, models):
+        assert cli.main(step.command) == 0, step.name
+    shipped = share_directory() / "resource" / "models"
+    assert {p.name for p in models.iterdir()} == {p.name for p in shipped.iterdir()}
+    assert "may not drive" not in capsys.readouterr().out
