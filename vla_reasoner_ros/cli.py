@@ -57,6 +57,9 @@ VERBS: dict[str, Verb] = {
     "train encoder": Verb(
         "image encoder of the value and the world model", "vla_reasoner_ros.training.encoder"
     ),
+    "train views": Verb(
+        "what tells a moved camera or a changed light", "vla_reasoner_ros.training.views"
+    ),
     "train value": Verb("progress toward the instruction", "vla_reasoner_ros.training.value"),
     "train world-model": Verb("latent dynamics", "vla_reasoner_ros.training.world_model"),
     "train vision-model": Verb(

@@ -1,0 +1,265 @@
+"""Train the networks that say how a camera's view differs from that of training.
+
+Recorded images are changed in known ways, and the networks learn to say how: no labels, no
+calibration. What they say of held-out images that nobody changed decides from where on a view
+counts as changed at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
+from vla_reasoner_ros.weights import save_model
+from vla_reasoner_ros.world_models.encoder import normalise_images
+from vla_reasoner_ros.world_models.views import (
+    GAIN_SCALE,
+    MODEL_NAME,
+    SHIFT_SCALE,
+    Significance,
+    View,
+    ViewCorrector,
+    ViewsConfig,
+    anchors,
+    pose_of,
+    view_networks,
+)
+
+UNCHANGED_SHARE = 0.999
+"""Of unchanged images so many are left as they are."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How images are changed in training: uniform between plus and minus, except where said.
+
+    Attributes:
+        shift: displacement right and down, pixels.
+        turn: rotation about the image's centre, rad.
+        zoom: logarithm of the magnification.
+        bend: standard deviation of each of the four points' own displacement, pixels.
+        darker: least logarithm of the brightness's factor.
+        brighter: greatest logarithm of it.
+        tint: logarithm of each channel's own factor.
+        noise: standard deviation of the pixels' noise, grey levels.
+        small_share: share of images changed a tenth as much.
+        unchanged_share: share of images not changed at all.
+    """
+
+    shift: float = 14.0
+    turn: float = 0.12
+    zoom: float = 0.12
+    bend: float = 1.2
+    darker: float = -0.9
+    brighter: float = 0.5
+    tint: float = 0.15
+    noise: float = 3.0
+    small_share: float = 0.3
+    unchanged_share: float = 0.1
+
+    def draw(self, rng: np.random.Generator, size: int) -> View:
+        """A change of images of ``size`` pixels."""
+        chance = rng.random()
+        moves = float(chance > self.unchanged_share)
+        if chance < self.unchanged_share + self.small_share:
+            moves *= 0.1
+        points = anchors(size)
+        centre = points.mean(axis=0)
+        turn = moves * rng.uniform(-self.turn, self.turn)
+        zoom = np.exp(moves * rng.uniform(-self.zoom, self.zoom))
+        cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
+        moved = (points - centre) @ np.array([[cos, sin], [-sin, cos]]) + centre - points
+        moved += moves * rng.uniform(-self.shift, self.shift, 2)
+        moved += moves * self.bend * rng.standard_normal((4, 2))
+        # Light changes on its own account: an unmoved camera sees it, too.
+        lights = rng.choice([0.0, 0.1, 1.0], p=[0.1, 0.3, 0.6])
+        gain = lights * (
+            rng.uniform(self.darker, self.brighter) + rng.uniform(-self.tint, self.tint, 3)
+        )
+        return View(moved, gain, size)
+
+
+@dataclass(frozen=True)
+class ViewSamples:
+    """Images of N observations as the training loop draws them.
+
+    Attributes:
+        images: camera to (N, S, S, 3) uint8.
+        poses: (N, 10) what the networks know of the arm.
+        changes: how they are changed.
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    poses: Tensor
+    changes: Changes
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def batch(self, indices: NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
+        """Changed images and how they were changed; the same each time when ``rng`` is None."""
+        batch = {"pose": self.poses[torch.from_numpy(indices)]}
+        for number, (camera, images) in enumerate(self.images.items()):
+            changed, targets = [], []
+            for index in indices:
+                source = rng or np.random.default_rng([number, int(index)])
+                view = self.changes.draw(source, images.shape[1])
+                image = view.applied(images[index]).astype(np.float32)
+                image += self.changes.noise * source.standard_normal(image.shape, np.float32)
+                changed.append(np.clip(image, 0.0, 255.0).astype(np.uint8))
+                targets.append(
+                    np.concatenate([view.moved.ravel() / SHIFT_SCALE, view.log_gain / GAIN_SCALE])
+                )
+            batch[camera] = torch.from_numpy(np.stack(changed))
+            batch[f"{camera} view"] = torch.from_numpy(np.stack(targets).astype(np.float32))
+        return batch
+
+    @classmethod
+    def read(
+        cls, episodes: EpisodeSet, config: ViewsConfig, per_episode: int, changes: Changes
+    ) -> ViewSamples:
+        """Evenly spaced observations of every episode.
+
+        Raises:
+            ConfigurationError: an episode lacks a camera, or its images have another size.
+        """
+        size = (config.image_size, config.image_size)
+        for camera in config.cameras:
+            if episodes.cameras.get(camera) != size:
+                raise ConfigurationError(
+                    f"episodes of {episodes.name}: camera '{camera}' must have images of {size}, "
+                    f"got {episodes.cameras.get(camera)}"
+                )
+        images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in config.cameras}
+        poses = []
+        for episode in episodes:
+            steps = np.unique(np.linspace(0, len(episode) - 1, per_episode).astype(int))
+            for camera in config.cameras:
+                images[camera].append(episode.images[camera][steps])
+            poses += [pose_of(episode.observation(int(step))) for step in steps]
+        joined = {camera: np.concatenate(parts) for camera, parts in images.items()}
+        return cls(joined, torch.stack(poses), changes)
+
+
+def view_loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Laplace likelihood of the changes, so that each also says how sure it is."""
+    parts: dict[str, Tensor] = {}
+    total = torch.zeros((), device=batch["pose"].device)
+    for camera, network in module.items():  # type: ignore[operator]
+        found, log_error = network(normalise_images(batch[camera]), batch["pose"])
+        with torch.autocast(found.device.type, enabled=False):
+            log_error = log_error.float()
+            error = (found.float() - batch[f"{camera} view"]).abs()
+            total = total + (error * torch.exp(-log_error) + log_error).mean()
+        parts[f"{camera}_pixels"] = SHIFT_SCALE * error[:, :8].mean()
+        parts[f"{camera}_gain"] = GAIN_SCALE * error[:, 8:].mean()
+    return {"loss": total, **parts}
+
+
+def least_changes(corrector: ViewCorrector, samples: ViewSamples) -> dict[str, Significance]:
+    """By camera, what :data:`UNCHANGED_SHARE` of unchanged images stay below."""
+    least = {}
+    for camera, images in samples.images.items():
+        views = [
+            corrector.look(camera, image, pose)
+            for image, pose in zip(images, samples.poses, strict=True)
+        ]
+        shifts = [view.shift for view in views]
+        gains = [float(np.abs(view.log_gain).max()) for view in views]
+        shift, gain = (float(np.quantile(x, UNCHANGED_SHARE)) for x in (shifts, gains))
+        least[camera] = Significance(round(shift, 4), round(gain, 4))
+    return least
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument(
+        "--episodes",
+        type=Path,
+        nargs="+",
+        default=[Path("data/demos"), Path("data/rollouts")],
+        help="recorded episodes",
+    )
+    parser.add_argument("--per-episode", type=int, default=16, help="observations of each")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps to a checkpoint")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("data/training/views"))
+    parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read images, train, find from where on a view counts as changed, save."""
+    config, changes = ViewsConfig(), Changes()
+    seen, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
+    training, held_out = (
+        ViewSamples.read(episodes, config, arguments.per_episode, changes)
+        for episodes in (seen, unseen)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(arguments.seed)
+        networks = view_networks(config).to(memory_format=torch.channels_last)
+    parameters = TrainerParameters(
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        evaluate_every=arguments.evaluate_every,
+        threads=arguments.threads,
+        seed=arguments.seed,
+    )
+    data = {
+        "observations": len(training),
+        "episodes_sha256": seen.content_hash,
+        "changes": asdict(changes),
+    }
+    result = train(
+        networks,
+        view_loss,
+        training,
+        held_out,
+        parameters,
+        arguments.work,
+        title="views",
+        identity=data | {"architecture": config.to_card()},
+    )
+    networks = networks.to(memory_format=torch.contiguous_format)
+    least = least_changes(ViewCorrector(networks, config, {}), held_out)
+    save_model(
+        (arguments.output or models_directory()) / MODEL_NAME,
+        networks.state_dict(),
+        {
+            "kind": MODEL_NAME,
+            "architecture": config.to_card(),
+            "least": {camera: asdict(value) for camera, value in least.items()},
+            "data": data,
+            "seed": arguments.seed,
+            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
+            "metrics": {
+                "held_out": {name: round(v, 5) for name, v in result.metrics.items()},
+                "steps": result.steps,
+                "best_step": result.best_step,
+            },
+            "licence": "Apache-2.0",
+        },
+        half=True,
+    )
+    for camera, value in least.items():
+        print(
+            f"views: camera '{camera}' counts as moved from {value.shift:.2f} pixels, its light "
+            f"as changed from {100.0 * np.expm1(value.gain):.1f} %"
+        )
+    return 0
