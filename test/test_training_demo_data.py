@@ -1,15 +1,17 @@
 import argparse
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vla_reasoner_ros.data.episodes import Episode, EpisodeSet, Kind
+from vla_reasoner_ros.data.recordings import open_recordings
 from vla_reasoner_ros.data.seeds import RANGES, require_seed
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training import demo_data
-from vla_reasoner_ros.training.demo_data import Job, object_poses, plan, record
+from vla_reasoner_ros.training.demo_data import Job, object_poses, plan, record, recorded_success
 from vla_reasoner_ros.types import ActionChunk
 
 
@@ -67,6 +69,22 @@ def test_an_experts_episode_repeats_in_the_simulator(world, tmp_path):
     for step, action in enumerate(episode.executed_actions[:5]):
         np.testing.assert_allclose(episode["joint_positions"][step], world.data.qpos[:7], atol=1e-4)
         world.apply(action)
+
+
+@pytest.mark.parametrize("kind", [Kind.EXPERT, Kind.NOISY_EXPERT])
+def test_an_episode_recorded_as_a_bag_has_the_same_arrays(world, tmp_path, kind):
+    job = Job(kind, "lift_green", 200_001, tmp_path / "a.safetensors", limit=12)
+    done = record(world, job)
+    bag = replace(job, path=tmp_path / "bags" / "a", contract="sim")
+    assert record(world, bag) == done == recorded_success(bag)
+    assert [path.name for path in bag.path.parent.iterdir()] == ["a"]
+    (again,) = open_recordings([bag.path.parent], cache=tmp_path / "cache")
+    episode = Episode(job.path)
+    assert again.meta == episode.meta
+    exact = {"actions", "executed_actions", "progress", "simulator_state", "object_poses"}
+    for name in episode._layout:
+        tolerance = 0.0 if name in exact or name.startswith("image/") else 2e-6
+        np.testing.assert_allclose(again[name], episode[name], atol=tolerance, err_msg=name)
 
 
 def test_the_disturbed_expert_records_the_answer_beside_what_was_done(world, tmp_path):

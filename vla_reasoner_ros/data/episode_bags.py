@@ -10,7 +10,9 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +24,9 @@ from vla_reasoner_ros.data.bag_episodes import (
     POSES_TOPIC,
 )
 from vla_reasoner_ros.data.bag_ingest import IMAGES, JOINT_STATE, STRING
-from vla_reasoner_ros.data.bags import BagWriter
+from vla_reasoner_ros.data.bags import BagReader, BagWriter
 from vla_reasoner_ros.data.contract import Contract, load_contract
-from vla_reasoner_ros.data.episodes import Episode, EpisodeSet
+from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeSet, EpisodeWriter
 from vla_reasoner_ros.data.images import encode_png
 from vla_reasoner_ros.data.messages import (
     ACTION_CHUNK,
@@ -32,7 +34,7 @@ from vla_reasoner_ros.data.messages import (
     chunk_fields,
     image_fields,
 )
-from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.errors import BagError, ConfigurationError
 from vla_reasoner_ros.types import ActionChunk, FloatArray
 
 START_NS = 1_000_000_000_000
@@ -146,6 +148,44 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
             for number, (topic, message) in enumerate(happened):
                 bag.write(f"/{topic}", stamp_ns + number * STEP_NS, message)
     return Path(path)
+
+
+def write_recording(
+    path: str | Path, writer: EpisodeWriter, contract: Contract, **told: Any
+) -> Path:
+    """Write what an episode writer collected as a bag, which appears whole or not at all.
+
+    Args:
+        path: the bag's folder; must not be there.
+        writer: holds the steps.
+        contract: names the topics.
+        told: task, seed, success and kind, as :meth:`EpisodeWriter.write` takes them.
+
+    Raises:
+        EpisodeError: the episode has no step.
+        BagError: the folder is there already, or the disk is full.
+    """
+    path = Path(path)
+    if path.exists():
+        raise BagError(f"bag {path}: exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        episode = Episode(writer.write(Path(folder) / f"episode{SUFFIX}", **told))
+        write_episode(Path(folder) / path.name, episode, contract).rename(path)
+    return path
+
+
+def read_told(path: str | Path) -> dict[str, Any]:
+    """What a bag of :func:`write_episode` says of itself: task, seed, kind, success, object names.
+
+    Raises:
+        BagError: it is no such bag.
+    """
+    with BagReader(path) as bag:
+        for message in bag.messages([f"/{META_TOPIC}"]):
+            found: dict[str, Any] = json.loads(bag.deserialize(message).data)
+            return found
+    raise BagError(f"bag {path}: no message on /{META_TOPIC}; no episode was written there")
 
 
 def _pose(pose: FloatArray) -> dict[str, dict[str, float]]:

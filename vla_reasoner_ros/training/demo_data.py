@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from vla_reasoner_ros import executor, plugins
+from vla_reasoner_ros.data.contract import load_contract
+from vla_reasoner_ros.data.episode_bags import read_told, write_recording
 from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeWriter, Kind
 from vla_reasoner_ros.data.seeds import RANGES, require_seed
 from vla_reasoner_ros.errors import ConfigurationError
@@ -26,6 +28,7 @@ from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.progress import Progress
 from vla_reasoner_ros.types import FloatArray, Observation
 
+FORMATS = ("safetensors", "mcap")
 OBJECTS = (*BLOCKS, "plate", "tray")
 ACTION_LIMIT = 100
 """Actions after which an episode has failed."""
@@ -47,6 +50,7 @@ class Job:
         seed: of scene, paraphrase and disturbances.
         path: the file to write.
         limit: actions at most.
+        contract: of the bag that is written; empty writes an episode file.
         policy: the policy's registered name; only for policy episodes.
         execute: actions of a chunk that are executed before the next query.
     """
@@ -56,6 +60,7 @@ class Job:
     seed: int
     path: Path
     limit: int = ACTION_LIMIT
+    contract: str = ""
     policy: str = "small_vla"
     execute: int = 4
 
@@ -167,8 +172,28 @@ def record(world: World, job: Job, policy: Any = None) -> bool:
         )
         world.apply(executed)
     success = world.success()
-    writer.write(job.path, task=job.task, seed=job.seed, success=success, kind=job.kind)
+    told: dict[str, Any] = {
+        "task": job.task,
+        "seed": job.seed,
+        "success": success,
+        "kind": job.kind,
+    }
+    if job.contract:
+        write_recording(job.path, writer, load_contract(job.contract), **told)
+    else:
+        writer.write(job.path, **told)
     return success
+
+
+def recorded_success(job: Job) -> bool:
+    """Whether the task was done in an episode that was recorded before.
+
+    Raises:
+        EpisodeError, BagError: the recording is unusable.
+    """
+    if job.contract:
+        return bool(read_told(job.path)["success"])
+    return Episode(job.path).meta.success
 
 
 def plan(
@@ -187,12 +212,13 @@ def plan(
         ConfigurationError: an unknown task, or a seed that may not be trained on.
     """
     names = [get_task(name).name for name in tasks]
+    suffix = "" if options.get("contract") else SUFFIX
     jobs = []
     for offset, kind in enumerate(Kind):
         for index in range(counts.get(kind, 0)):
             seed = require_seed(first + offset * KIND_SPACING + index, "training")
             task = names[index % len(names)]
-            path = folder / f"{kind.value}-{seed}-{task}{SUFFIX}"
+            path = folder / f"{kind.value}-{seed}-{task}{suffix}"
             jobs.append(Job(kind, task, seed, path, **options))
     return jobs
 
@@ -230,10 +256,10 @@ def record_all(
         Kind and task to (successes, episodes), those found included.
 
     Raises:
-        EpisodeError: a file that was there is unusable.
+        EpisodeError, BagError: a recording that was there is unusable.
         WorkerLost: an episode ended its worker again and again.
     """
-    outcomes = {job: Episode(job.path).meta.success for job in jobs if job.path.exists()}
+    outcomes = {job: recorded_success(job) for job in jobs if job.path.exists()}
     missing = [job for job in jobs if job not in outcomes]
     progress = Progress("demo-data", len(jobs), "episodes", len(outcomes))
     for job, done in executor.run_jobs(Recorder, (), missing, engine):
@@ -257,6 +283,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy-name", default="small_vla", help="the policy, by name")
     parser.add_argument("--execute", type=int, default=4, help="actions executed of each chunk")
     parser.add_argument("--limit", type=int, default=ACTION_LIMIT, help="actions an episode")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="episode files, or rosbag2 recordings (MCAP) as a robot would have made them",
+    )
+    parser.add_argument("--contract", default="sim", help="of the recordings: names their topics")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="tasks, taken in turn")
     parser.add_argument("--first-seed", type=int, default=RANGES["training"].start)
     executor.add_arguments(parser)
@@ -282,6 +315,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.tasks,
         arguments.first_seed,
         limit=arguments.limit,
+        contract=arguments.contract if arguments.format == "mcap" else "",
         policy=arguments.policy_name,
         execute=arguments.execute,
     )

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_reasoner_ros import executor
+from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.branches import Branches, branch_files, outcome_frames
@@ -222,6 +224,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path("data/training/encoder"))
     parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
     executor.add_arguments(parser)
+    recordings.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -240,7 +243,7 @@ def run(arguments: argparse.Namespace) -> int:
         held_out["outcomes"] = decision_frames(arguments.branches / "held_out", 2)
         data["outcome_frames"] = len(training[-1])
     if arguments.episodes:
-        seen, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
+        seen, unseen = recordings_of(arguments, arguments.episodes).split(0.1)
         training.append(episode_frames(seen, config.layout, arguments.every))
         held_out["episodes"] = episode_frames(unseen, config.layout, arguments.every)
         data |= {"episode_frames": len(training[-1]), "episodes_sha256": seen.content_hash}

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.episodes import EpisodeSet, Kind
+from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.data.seeds import RANGES, require_seed
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.language import SentenceEncoder, sentence_encoder
@@ -337,11 +339,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--closed-loop", type=int, default=60, help="episodes that the trained policy tries"
     )
     parser.add_argument("--execute", type=int, default=4, help="actions executed of each chunk")
+    recordings.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train on the successes of the expert and the disturbed expert, save the best weights."""
-    episodes = EpisodeSet.open(*arguments.data)
+    episodes = recordings_of(arguments, arguments.data)
     episodes = episodes.where(kind=(Kind.EXPERT, Kind.NOISY_EXPERT), success=True)
     available = len(episodes)
     if arguments.episodes:

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_reasoner_ros.data.episodes import EpisodeSet, Kind
+from vla_reasoner_ros.data import recordings
+from vla_reasoner_ros.data.episodes import Kind
+from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.priors.demonstrations import KIND, Demonstrations
@@ -79,13 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=4096, help="actions kept, at most")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    recordings.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit on the expert's answers in successful episodes, and save."""
     if arguments.count < 2:
         raise ConfigurationError(f"--count: expected at least 2, got {arguments.count}")
-    chosen = EpisodeSet.open(*arguments.data)
+    chosen = recordings_of(arguments, arguments.data)
     chosen = chosen.where(kind=(Kind.EXPERT, Kind.NOISY_EXPERT), success=True)
     spec = chosen.action_spec
     episodes = [episode.actions.astype(np.float64) for episode in chosen]

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data import recordings
+from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.paths import models_directory
@@ -418,6 +419,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    recordings.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -436,7 +438,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"{VALUE_NAME} in {folder}: trained on another encoder")
     episodes: list[EpisodeLatents] = []
     if arguments.episodes:
-        _, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
+        _, unseen = recordings_of(arguments, arguments.episodes).split(0.1)
         episodes = load_episodes(unseen, encoder, arguments.cache)
 
     seen = values_of(network, branches.outcomes, branches.sentence)

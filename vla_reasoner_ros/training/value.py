@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data import recordings
+from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.parameters import build, flatten, parameter
@@ -225,6 +226,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("data/training/value"))
+    recordings.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -310,7 +312,7 @@ def _groups(
             "linear labels are of recorded steps: --imagined has none for what was not recorded"
         )
     if arguments.episodes:
-        seen, unseen = EpisodeSet.open(*arguments.episodes).split(HELD_OUT)
+        seen, unseen = recordings_of(arguments, arguments.episodes).split(HELD_OUT)
         if not failures:
             seen = seen.where(success=True)
         labels = "linear" if arguments.labels == "linear" else "dense"

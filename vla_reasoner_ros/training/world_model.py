@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data import recordings
+from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import ACTION_SPEC
 from vla_reasoner_ros.training.branches import MACRO_STEPS
@@ -210,6 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("data/training/world_model"))
+    recordings.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -226,7 +228,7 @@ def run(arguments: argparse.Namespace) -> int:
     horizons = training[0].actions.shape[1]
     data = {"decisions": len(sides["train"]), "scenes": len(np.unique(sides["train"].scene))}
     if arguments.episodes:
-        seen, _ = EpisodeSet.open(*arguments.episodes).split(0.1)
+        seen, _ = recordings_of(arguments, arguments.episodes).split(0.1)
         training.append(from_episodes(load_episodes(seen, encoder, arguments.cache), horizons))
         data |= {"episode_windows": len(training[1]), "episodes_sha256": seen.content_hash}
     config = DynamicsConfig(layout=encoder.layout, macro_steps=MACRO_STEPS)
