@@ -580,7 +580,7 @@ def test_joint_states_that_stop_stop_the_arm_and_it_recovers():
 
 
 def test_an_arm_that_does_not_follow_is_held_and_the_command_returns_to_it():
-    rig = Rig()
+    rig = Rig(watchdog__max_unseen_motion=0.0)
     rig.move()
     frozen = rig.executor.commanded(rig.now).position
     rig.submit(rig.chunk(np.tile([0.0, 0.05, 0.0, 0, 0, 0], (8, 1))))
@@ -600,6 +600,104 @@ def test_an_arm_that_does_not_follow_is_held_and_the_command_returns_to_it():
     rig.run(0.1)
     rig.submit(rig.chunk(FORWARD))
     rig.run(1.5)
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["late", "never"])
+def test_a_stop_on_the_way_back_leaves_the_arm_within_its_limits_wherever_it_is(moved):
+    """Its controller got the command late, or took none since and stands where it was."""
+    rig = Rig(watchdog__max_unseen_motion=0.0)
+    rig.move()
+    rig.run(1.0)
+    start = rig.executor.commanded(rig.now).position
+    off = 0.24 * np.array([1, 0, 0, 1, 0, 0, 0])
+
+    def tick(share=1.0):
+        rig.now += 10 * MS
+        rig.executor.measured(rig.now, start - share * off, np.zeros(7))
+        return rig.executor.tick(rig.now).trajectory
+
+    rig.judge = Judge(rig.robot, rig.now, start if moved else start - off)
+    back = tick(0.5) or tick() or tick()
+    if moved:
+        rig.judge.receive(back, rig.now + 40 * MS)
+    for _ in range(30):
+        tick()
+    stop = rig.executor.emergency_stop(True, rig.now).trajectory
+    rig.judge.receive(stop, rig.now + 15 * MS)
+    rig.judge.advance(stop.end_ns + S)
+    assert rig.judge.problems == []
+    np.testing.assert_allclose(rig.judge.desired(stop.end_ns)[0], stop.trajectory.end.position)
+    assert stop.end_ns < back.end_ns
+
+
+def test_joint_states_that_are_frozen_are_noticed_whatever_their_stamps_say():
+    """Long before the command has left them as far behind as an arm may lag."""
+    rig = Rig()
+    rig.move()
+    frozen = rig.executor.commanded(rig.now).position
+
+    def live():
+        rig.now += 10 * MS
+        rig.executor.measured(rig.now, frozen, np.zeros(7))
+        rig.publish(rig.executor.tick(rig.now))
+
+    while rig.state is ControllerState.EXECUTING:
+        live()
+    assert rig.reason.startswith("joint states are frozen")
+    moved = np.abs(rig.executor.commanded(rig.now).position - frozen).max()
+    assert 0.05 < moved < 0.08
+    for _ in range(300):
+        live()
+    np.testing.assert_allclose(rig.executor.commanded(rig.now).position, frozen, atol=1e-6)
+    rig.judge.advance(rig.now)
+    assert rig.judge.problems == []
+    assert rig.reason == "no new chunk"
+
+
+def test_joint_states_that_repeat_while_the_arm_stands_are_as_they_should_be():
+    rig = Rig()
+    rig.move()
+    rig.run(3.0)
+    assert rig.reason == "no new chunk"
+
+
+def test_a_stamp_far_ahead_of_the_clock_does_not_make_the_next_joint_states_old():
+    rig = Rig()
+    rig.move()
+    with pytest.raises(ObservationError, match=r"5\.000 s ahead of the clock"):
+        rig.executor.measured(rig.now + 5 * S, rig.robot.home, np.zeros(7))
+    rig.run(0.3)
+    assert rig.reason in ("", "no new chunk")
+
+
+def test_a_joint_state_of_the_same_stamp_that_says_otherwise_is_a_jump():
+    """As of a second publisher of joint states."""
+    rig = Rig()
+    rig.move()
+    elsewhere = rig.executor.commanded(rig.now).position + 0.3
+    rig.executor.measured(rig.now, elsewhere, np.zeros(7))
+    assert "jumped by 0.300 rad in 0.000 s" in rig.reason
+
+
+def test_an_arm_whose_driver_reports_no_velocities_is_seen_to_move():
+    rig = Rig()
+    for step in range(30):
+        rig.now += 10 * MS
+        rig.executor.measured(rig.now, rig.robot.home + 0.002 * step, np.zeros(7))
+        rig.publish(rig.executor.tick(rig.now))
+    with pytest.raises(ChunkRejected, match=r"the arm still moves: fr3_joint\d at 0\.200 rad/s"):
+        rig.submit(rig.chunk(FORWARD))
+
+
+def test_the_slow_approach_of_an_absolute_chunk_leaves_the_gripper_alone():
+    rig = Rig()
+    names = (*rig.robot.joint_names, "gripper")
+    spec = ActionSpec(Representation.JOINT_POSITION, names, "", 0.1, GripperSpec(7))
+    far = np.append(rig.robot.home + 0.2, 1.0)
+    rig.submit(rig.chunk(np.tile(far, (4, 1)), spec=spec))
+    rig.run(2.0)
+    assert rig.grips == []
+    np.testing.assert_allclose(rig.executor.commanded(rig.now).position, far[:7], atol=1e-6)
 
 
 def test_joints_that_jump_need_a_reset_which_takes_the_new_place():
@@ -622,7 +720,7 @@ def test_after_such_a_reset_the_command_comes_from_where_it_was_left_within_the_
     rig.move()
     rig.run(1.0)
     rig.offset[:4] = [0.8, 0.2, 0.0, 0.3]
-    rig.run(0.02)
+    rig.run(0.2)
     place = rig.executor.commanded(rig.now).position + rig.offset
     rig.executor.reset(rig.now)
 

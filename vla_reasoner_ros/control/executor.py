@@ -159,9 +159,9 @@ class ChunkExecutor:
             velocities: (J,) rad/s.
 
         Raises:
-            ObservationError: wrong width, or a number that is not finite.
+            ObservationError: wrong width, a number not finite, or a stamp far ahead of the clock.
         """
-        jump = self._reference.joints.add(stamp_ns, positions, velocities)
+        jump = self._reference.joints.add(stamp_ns, positions, velocities, self._now_ns)
         if jump:
             self._stops.hold = Hold(f"{jump}; reset when this is explained", latched=True)
 
@@ -220,7 +220,7 @@ class ChunkExecutor:
             self._motions.taken(plan, trimmed, switch_ns)
             sent = self._running.run(motion, now_ns)
             at_end = self.parameters.gripper.due == "end"
-            dues = ends if at_end else [switch_ns, *ends[:-1]]
+            dues = ends if at_end else [switch_ns, *ends[:-1]][: len(ends)]
             self._gripper.replace(dues, plan.openings, trimmed.first)
             commands = Commands(sent, self._gripper.due(now_ns, inclusive=True))
         else:
@@ -286,9 +286,8 @@ class ChunkExecutor:
         if self._running.is_own(stamp_ns, points.positions[-1]):
             return NOTHING
         self._follow_clock(now_ns)
-        names = self.robot.joint_names
-        motion = as_played(names, points, stamp_ns, now_ns, self.commanded)
-        self._running.run(motion, now_ns)
+        joints = self.robot.joint_names
+        self._running.run(as_played(joints, points, stamp_ns, now_ns, self.commanded), now_ns)
         return self.intruded(now_ns)
 
     def intruded(self, now_ns: int) -> Commands:

@@ -15,6 +15,8 @@ from vla_reasoner_ros.types import FloatArray
 IMPOSSIBLE_SPEED = 3.0  # times the velocity limit: a joint that is read so fast has been moved
 IMPOSSIBLE_STEP = 0.1  # rad on top
 MOVING = 0.05  # rad/s; an arm that is read slower counts as standing
+STANDING_TIME = 0.1  # s, over which positions tell as well whether it stands
+AHEAD = 1.0  # s; a stamp farther ahead of the clock is wrong, not early
 HISTORY = 4096  # states kept
 
 
@@ -38,6 +40,7 @@ class JointStateBuffer:
         self._robot = robot
         self._states: deque[JointState] = deque(maxlen=HISTORY)
         self._not_before_ns: int | None = None
+        self._changed: JointState | None = None  # the first of those whose positions are the newest
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -51,16 +54,30 @@ class JointStateBuffer:
     def clear(self, not_before_ns: int | None) -> None:
         """Forget all; states measured before a time (None: of any time) are ignored from now on."""
         self._states.clear()
+        self._changed = None
         self._not_before_ns = not_before_ns
 
-    def add(self, stamp_ns: int, positions: FloatArray, velocities: FloatArray) -> str:
+    def add(
+        self,
+        stamp_ns: int,
+        positions: FloatArray,
+        velocities: FloatArray,
+        now_ns: int | None = None,
+    ) -> str:
         """Take a state; an older one than the newest is ignored, one of its stamp replaces it.
+
+        Args:
+            stamp_ns: when it was measured, ns.
+            positions: (J,) rad.
+            velocities: (J,) rad/s.
+            now_ns: the time, as far as it is known.
 
         Returns:
             What moved as no arm can since the state before; empty when nothing did.
 
         Raises:
-            ObservationError: wrong width, or a number that is not finite.
+            ObservationError: wrong width, a number that is not finite, or a stamp far ahead of the
+                clock, which would make all that follow it old.
         """
         state = JointState(
             stamp_ns,
@@ -69,17 +86,27 @@ class JointStateBuffer:
         )
         if self._not_before_ns is not None and stamp_ns < self._not_before_ns:
             return ""
+        ahead = 0.0 if now_ns is None else (stamp_ns - now_ns) / NANOSECONDS
+        if ahead > AHEAD:
+            raise ObservationError(f"joint state: its stamp is {ahead:.3f} s ahead of the clock")
         jump = ""
         if self._states:
             before = self._states[-1]
             if stamp_ns < before.stamp_ns:
                 return ""
+            jump = self._jump(before, state)
             if stamp_ns == before.stamp_ns:
                 self._states.pop()
-            else:
-                jump = self._jump(before, state)
         self._states.append(state)
+        if self._changed is None or np.any(self._changed.positions != state.positions):
+            self._changed = state
         return jump
+
+    @property
+    def unchanged_since_ns(self) -> int:
+        """The stamp of the first of the states whose positions are the newest's, to the bit."""
+        assert self._changed is not None  # there must be a state
+        return self._changed.stamp_ns
 
     def positions_at(self, time_ns: int) -> FloatArray:
         """The measured joints (J,) nearest to a time; there must be some."""
@@ -112,8 +139,17 @@ class JointStateBuffer:
         return ""
 
     def motion(self) -> str:
-        """Which joint moves, in words; empty when the arm stands. There must be a state."""
-        speed = np.abs(self.newest.velocities)
+        """Which joint moves, in words; empty when the arm stands. There must be a state.
+
+        Positions are asked as well as velocities, which some drivers leave at zero.
+        """
+        newest = self.newest
+        speed = np.abs(newest.velocities)
+        for state in reversed(self._states):
+            elapsed = (newest.stamp_ns - state.stamp_ns) / NANOSECONDS
+            if elapsed >= STANDING_TIME:
+                speed = np.maximum(speed, np.abs(newest.positions - state.positions) / elapsed)
+                break
         if speed.max() <= MOVING:
             return ""
         joint = int(np.argmax(speed))

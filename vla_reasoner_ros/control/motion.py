@@ -170,9 +170,20 @@ class MotionPlanner:
         """To rest as fast as the robot's own limits allow."""
         return brake(self._robot.joint_names, start, self._robot.limits)
 
-    def ease_out(self, start: MotionState) -> JointTrajectory:
-        """To rest gently, from a state that is known roughly."""
-        return ease_out(self._robot.joint_names, start, self._robot.limits)
+    def ease_out(self, start: MotionState, elsewhere: FloatArray | None = None) -> JointTrajectory:
+        """To rest gently, from a state that is known roughly.
+
+        Args:
+            start: the state.
+            elsewhere: (J,) rad, where the arm may stand instead: there is time enough for the way
+                from there to the end.
+        """
+        names, limits = self._robot.joint_names, self._robot.limits
+        motion = ease_out(names, start, limits)
+        if elsewhere is None:
+            return motion
+        way = ease_to(names, elsewhere, motion.end.position, limits)
+        return ease_out(names, start, limits, way.duration)
 
     def _tcp_violation(
         self, trajectory: JointTrajectory, allowed: _Allowed

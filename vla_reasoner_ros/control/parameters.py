@@ -256,6 +256,14 @@ class WatchdogParameters:
         maximum=1.0,
     )
 
+    max_unseen_motion: float = parameter(
+        0.05,
+        "Largest way that the command may go while the measured positions do not change by a bit: "
+        "joint states that are frozen, whatever their stamps say. 0 does not look at it.",
+        unit="rad",
+        minimum=0.0,
+        maximum=1.0,
+    )
     max_clock_standstill: float = parameter(
         2.0,
         "How long the node's clock may stand still, by a clock that nothing stops, while the arm "

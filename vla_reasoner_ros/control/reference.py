@@ -115,6 +115,30 @@ class Reference:
             behind = self._kinematics.closing(newest.positions, commanded)
         return float(np.abs(behind).max())
 
+    def trouble(self) -> str:
+        """Why the arm cannot be doing what it is told, in words; empty when it may."""
+        error, allowed = self.tracking_error(), self.parameters.watchdog.max_tracking_error
+        if error > allowed:
+            return (
+                f"the arm does not follow: {error:.3f} rad behind the command, allowed are "
+                f"{allowed:g} rad"
+            )
+        unseen, allowed = self._moved_unseen(), self.parameters.watchdog.max_unseen_motion
+        if unseen > allowed > 0.0:
+            return (
+                f"joint states are frozen, or the arm does not move: the command moved by "
+                f"{unseen:.3f} rad while they did not change by a bit, allowed are {allowed:g} rad"
+            )
+        return ""
+
+    def _moved_unseen(self) -> float:
+        """How far the command moved, rad, while measured positions did not change by a bit."""
+        if not self.joints:
+            return 0.0
+        before = self.playback.position_then(self.joints.unchanged_since_ns)
+        now = self.playback.position_then(self.joints.newest.stamp_ns)
+        return 0.0 if before is None or now is None else float(np.abs(now - before).max())
+
     def problem(self, now_ns: int) -> str:
         """Why the joint states do not allow motion; empty when they do."""
         return self.joints.problem(

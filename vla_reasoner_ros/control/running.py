@@ -124,6 +124,8 @@ class RunningMotion:
         """Replace the running motion by the fastest stop; None when it ends before that begins."""
         motion = self._reference.motion
         assert motion is not None  # can_brake said so
+        if self.returning:
+            return self._brake_return(motion, now_ns)
         for _ in range(LEAD_ATTEMPTS):  # the last one counts, however long it took
             lead_ns = self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time)
             switch_ns = max(now_ns + lead_ns, self.settled_ns)
@@ -135,6 +137,19 @@ class RunningMotion:
                 break
             now_ns += spent_ns
         sent = self.run(TimedTrajectory(switch_ns, stop), now_ns)
+        self.stopping = True
+        return sent
+
+    def _brake_return(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory | None:
+        """Stop on the way back, where the arm's controller may be anywhere between its ends.
+
+        It is slow, and only the end of the stop is sent.
+        """
+        measured = self._reference.joints.newest.positions
+        stop = self._planner.ease_out(motion.at(now_ns), measured)
+        if now_ns + round(stop.duration * NANOSECONDS) >= motion.end_ns:
+            return None
+        sent = self.run(TimedTrajectory(now_ns, stop), now_ns)
         self.stopping = True
         return sent
 

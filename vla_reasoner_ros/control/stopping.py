@@ -100,18 +100,21 @@ def ease_to(
 
 
 def ease_out(
-    joint_names: tuple[str, ...], start: MotionState, limits: JointLimits
+    joint_names: tuple[str, ...],
+    start: MotionState,
+    limits: JointLimits,
+    least: float = MIN_DURATION,
 ) -> JointTrajectory:
     """To rest in one quintic, at a part of what the limits allow.
 
     For a state that is known roughly, as after a jump of the clock: only the end is sent, and the
-    arm's controller interpolates to it from where it really is.
+    arm's controller interpolates to it from where it really is. It takes ``least`` s or longer.
     """
     duration = max(
         float(np.max(1.5 * np.abs(start.velocity) / (EASE * limits.acceleration))),
         float(np.sqrt(np.max(6.0 * np.abs(start.velocity) / (EASE * limits.jerk)))),
         float(np.max(np.abs(start.acceleration) / (0.1 * EASE * limits.jerk))),
-        MIN_DURATION,
+        least,
     )
     way = duration * (start.velocity / 2.0 + duration * start.acceleration / 12.0)
     zeros = np.zeros_like(way)

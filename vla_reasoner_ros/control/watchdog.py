@@ -33,14 +33,9 @@ class Watchdog:
         if problem:
             self._stops.hold = Hold(problem) if self._reference.joints else None
             return False
-        error = self._reference.tracking_error()
-        allowed = self.parameters.max_tracking_error
-        if error > allowed:
-            self._stops.hold = Hold(
-                f"the arm does not follow: {error:.3f} rad behind the command, allowed are "
-                f"{allowed:g} rad",
-                resync=True,
-            )
+        trouble = self._reference.trouble()
+        if trouble:
+            self._stops.hold = Hold(trouble, resync=True)
         return False
 
     def recover(self, now_ns: int) -> bool:
