@@ -20,6 +20,8 @@ from vla_reasoner_ros.types import ActionChunk, ChunkSource
 # A policy of another package, light enough to start quickly.
 SOURCE = """
 import os
+import struct
+import sys
 import time
 
 import numpy as np
@@ -49,6 +51,9 @@ class Echo:
             time.sleep(600)
         if text == "die":
             os._exit(7)
+        if text in NONSENSE:
+            os.write(int(sys.argv[2]), NONSENSE[text])  # past the worker, into its socket
+            time.sleep(600)
         if text == "refuse":
             raise InstructionError("unknown instruction 'refuse'")
         if text == "break":
@@ -58,17 +63,27 @@ class Echo:
         actions[:, 1:4] = [image.astype(float).mean() for image in observation.images.values()]
         actions[:, 4] = observation.joint_positions[0]
         actions[:, 5] = observation.stamp_ns / 1e9
-        if text == "width":
-            return [ActionChunk(self.spec.action, actions, 0), Wrong()]
         if text == "nan":
-            return [Wrong()]
+            return [Wrong(np.full((4, 7), np.nan))]
+        if text == "wrong width":
+            return [Wrong(np.zeros((4, 6)))]
+        if text == "wrong type":
+            return [Wrong(np.array([["one", "two"]]))]
         if self.prefix is not None:
             actions[: self.prefix.steps] = self.prefix.actions
         return [ActionChunk(self.spec.action, actions, 0)] * n
 
 
 class Wrong:
-    actions = np.full((4, 7), np.nan)
+    def __init__(self, actions):
+        self.actions = actions
+
+
+NONSENSE = {
+    "garbage": struct.pack("<Q", 3) + bytes([0xC1, 0xFF, 0]),
+    "half": struct.pack("<Q", 1000) + bytes(10),
+    "huge": struct.pack("<Q", 100_000_000),
+}
 """
 CAMERAS = ("left", "right", "wrist")
 
@@ -129,6 +144,10 @@ def test_errors_keep_their_kind_and_the_worker_lives_on(shared):
         shared.propose(seen("break"))
     with pytest.raises(ModelError, match=r"x at step 0 is nan"):
         shared.propose(seen("nan"))
+    with pytest.raises(ModelError, match=r"7\) numbers .* got shape \(4, 6\)"):
+        shared.propose(seen("wrong width"))
+    with pytest.raises(ModelError, match="policy process: "):
+        shared.propose(seen("wrong type"))
     with pytest.raises(ObservationError, match="camera 'right' is missing"):
         shared.propose(tiny.seen(cameras=("left", "wrist")))
     with pytest.raises(ObservationError, match="camera 'left' needs 28x28 pixels"):
@@ -146,23 +165,28 @@ def test_a_prefix_reaches_the_policy(shared):
     assert pid(shared.propose(seen())[0]) == shared.process_id
 
 
-@pytest.mark.parametrize("fault", ["die", "killed", "hang"])
-def test_a_worker_that_dies_or_hangs_is_named_held_over_and_started_again(fault):
+FAULTS = {
+    "die": "ended with exit code 7",
+    "killed": "was killed by signal 9",
+    "hang": "did not answer in 0.3 s",
+    "half": "did not answer in 0.3 s",
+    "garbage": "answered nonsense",
+    "huge": "100000000 bytes, at most 64000000 are read",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_worker_that_dies_hangs_or_babbles_is_named_held_over_and_started_again(fault):
     policy = start(answer_s=60.0)
     reasoner = Reasoner(policy, None, None, None)
     first = pid(reasoner.decide(seen()).chunk)
     if fault == "killed":
         os.kill(first, signal.SIGKILL)
-    policy._answer_s = 0.3 if fault == "hang" else 60.0
+    policy._answer_s = 0.3 if fault in ("hang", "half") else 60.0
     decision = reasoner.decide(seen(fault))
     policy._answer_s = 60.0
     assert decision.chunk.source is ChunkSource.HOLD
-    message = {
-        "die": "ended with exit code 7",
-        "killed": "was killed by signal 9",
-        "hang": "did not answer in 0.3 s",
-    }[fault]
-    assert message in decision.statistics.fallback_reason
+    assert FAULTS[fault] in decision.statistics.fallback_reason
     assert policy.ready.wait(120)
     again = reasoner.decide(seen()).chunk
     assert again.source is ChunkSource.POLICY

@@ -23,8 +23,8 @@ from vla_reasoner_ros.types import ActionChunk, Observation
 
 NAME = "lerobot"
 LOGGER = logging.getLogger(__name__)
-REMOTE_CODE = ("groot", "pi0_fast", "sac", "wall_x")
-"""Types that, in LeRobot 0.4, load parts with ``trust_remote_code``."""
+REMOTE_CODE = ("evo1", "gaussian_actor", "groot", "pi0_fast", "sac", "wall_x")
+"""Types that, in LeRobot 0.4 to 0.6, load parts with ``trust_remote_code``."""
 
 
 class LeRobot:

@@ -44,7 +44,10 @@ def send(connection: socket.socket, value: Any) -> None:
         OSError: the other side is gone, or the socket's time limit passed.
         ModelError: the value cannot be packed.
     """
-    data = wire.pack(value)
+    _write(connection, wire.pack(value))
+
+
+def _write(connection: socket.socket, data: bytes) -> None:
     connection.sendall(_LENGTH.pack(len(data)) + data)
 
 
@@ -163,10 +166,10 @@ def serve(connection: socket.socket, memory_descriptor: int) -> None:
         while True:
             message = receive(connection)
             try:
-                answer = server.answer(message)
+                answer = wire.pack(server.answer(message))
             except Exception as error:  # The parent raises it; the policy lives on.
-                answer = _failure(error)
-            send(connection, answer)
+                answer = wire.pack(_failure(error))
+            _write(connection, answer)
     except (EOFError, OSError):
         return  # The parent is gone.
 
