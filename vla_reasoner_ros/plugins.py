@@ -33,10 +33,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "latent": "vla_reasoner_ros.world_models.latent:LatentWorldModel",
         "simulator": "vla_reasoner_ros.sim.world_model:SimulatorWorldModel",
         "twin": "vla_reasoner_ros.sim.twin:TwinWorldModel",
+        "vjepa2_ac": "vla_reasoner_ros.world_models.vjepa2_ac:Vjepa2Ac",
     },
     "value": {
         "progress": "vla_reasoner_ros.values.progress:ProgressValue",
         "privileged": "vla_reasoner_ros.sim.privileged_value:PrivilegedValue",
+        "vision_progress": "vla_reasoner_ros.values.vision_progress:VisionProgress",
     },
     "prior": {
         "kde": "vla_reasoner_ros.priors.kde:KdePrior",

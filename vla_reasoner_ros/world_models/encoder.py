@@ -25,6 +25,8 @@ from vla_reasoner_ros.errors import ModelError, ObservationError
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.types import Observation
 from vla_reasoner_ros.weights import load_into, load_model
+from vla_reasoner_ros.world_models.towers import FrozenTower, Sighting, Tower
+from vla_reasoner_ros.world_models.vision import FrozenVision, VisionSettings
 
 MODEL_NAME = "encoder"
 SYMMETRY = 4
@@ -119,6 +121,7 @@ class EncoderConfig:
         image_size: side of the square images, pixels.
         channels: feature maps at strides 2, 4 and 8.
         hidden: width of the network that lifts heat maps to three dimensions.
+        vision: the frozen vision encoder whose patches are looked at; None looks at the pixels.
     """
 
     layout: LatentLayout = field(default_factory=LatentLayout)
@@ -126,6 +129,7 @@ class EncoderConfig:
     image_size: int = 96
     channels: tuple[int, int, int] = (16, 32, 64)
     hidden: int = 192
+    vision: VisionSettings | None = None
 
     @classmethod
     def from_card(cls, values: dict[str, Any]) -> EncoderConfig:
@@ -134,6 +138,8 @@ class EncoderConfig:
         values["layout"] = LatentLayout(**values["layout"])
         for name in ("cameras", "channels"):
             values[name] = tuple(values[name])
+        if values.get("vision"):
+            values["vision"] = VisionSettings(**values["vision"])
         return cls(**values)
 
     def to_card(self) -> dict[str, Any]:
@@ -165,109 +171,6 @@ def rotation_matrix(columns: Tensor) -> Tensor:
     return torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Same shape in and out."""
-        return functional.relu(features + self.body(features))
-
-
-def _down(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """Where one camera sees the objects; B images, K objects.
-
-    Attributes:
-        logits: (B, K, S*S + 1) over the cells of the heat map, the last one for "not in view".
-        points: (B, K, 2) expected image position given that it is in view, -1..1, x right y down.
-        summary: (B, K, 4) position, probability of being in view, spread of the heat map.
-        features: (B, K, C) features where the heat map is.
-    """
-
-    logits: Tensor
-    points: Tensor
-    summary: Tensor
-    features: Tensor
-
-
-class Tower(nn.Module):
-    """One camera's convolutions, from an image to a heat map per object at half resolution."""
-
-    def __init__(self, config: EncoderConfig, proprioception: int, deep: int) -> None:
-        super().__init__()
-        fine, middle, coarse = config.channels
-        objects = len(config.layout.objects)
-        self.objects = objects
-        self.stem = _down(5, fine, 5)
-        self.encode_middle = nn.Sequential(_down(fine, middle, 3), ResidualBlock(middle))
-        self.to_coarse = _down(middle, coarse, 3)
-        self.condition = nn.Linear(proprioception, coarse)
-        self.encode_coarse = nn.Sequential(*[ResidualBlock(coarse) for _ in range(deep)])
-        self.back = nn.Conv2d(coarse, middle, 1)
-        self.decode = ResidualBlock(middle)
-        self.heat = nn.Conv2d(middle, 4 * objects, 1)
-        self.absent = nn.Linear(coarse, objects)
-        cells = config.image_size // 2
-        centres = (torch.arange(cells) + 0.5) / cells * 2.0 - 1.0
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
-        self.register_buffer("grid", torch.stack([x, y], dim=-1).reshape(-1, 2), persistent=False)
-        pixels = (torch.arange(config.image_size) + 0.5) / config.image_size * 2.0 - 1.0
-        y, x = torch.meshgrid(pixels, pixels, indexing="ij")
-        self.register_buffer("coordinates", torch.stack([x, y]), persistent=False)
-
-    def forward(self, images: Tensor, proprioception: Tensor) -> Sighting:
-        """Look for every object.
-
-        Args:
-            images: (B, 3, 96, 96), centred near zero.
-            proprioception: (B, P).
-        """
-        count = images.shape[0]
-        coordinates = self.coordinates.expand(count, -1, -1, -1)
-        inputs = torch.cat([images, coordinates], dim=1)
-        middle = self.encode_middle(self.stem(inputs.to(memory_format=torch.channels_last)))
-        coarse = self.to_coarse(middle)
-        coarse = self.encode_coarse(coarse + self.condition(proprioception)[:, :, None, None])
-        decoded = middle + functional.interpolate(self.back(coarse), scale_factor=2.0)
-        decoded = self.decode(decoded)
-        maps, absent = self.heat(decoded), self.absent(coarse.mean(dim=(2, 3)))
-        # Positions need all the digits, also where training computes in bfloat16.
-        with torch.autocast(images.device.type, enabled=False):
-            return self._locate(maps.float(), absent.float(), decoded.float())
-
-    def _locate(self, maps: Tensor, absent: Tensor, decoded: Tensor) -> Sighting:
-        """Spatial soft-argmax of (B, 4 K, S/2, S/2) maps, four sub-cells to a cell."""
-        maps = functional.pixel_shuffle(maps, 2).flatten(2)
-        logits = torch.cat([maps, absent[:, :, None]], dim=2)
-        heat = maps.softmax(dim=-1)
-        points = heat @ self.grid
-        spread = (heat @ self.grid.square() - points.square()).clamp_min(1e-8).sum(-1, keepdim=True)
-        in_view = torch.sigmoid(maps.logsumexp(-1) - absent)[..., None]
-        side = decoded.shape[-1]
-        pooled = heat.unflatten(-1, (side, 2, side, 2)).sum(dim=(3, 5)).flatten(2)
-        features = pooled @ decoded.flatten(2).transpose(1, 2)
-        summary = torch.cat([points * in_view, in_view, spread.sqrt()], dim=-1)
-        return Sighting(logits, points, summary, features)
-
-
 @dataclass(frozen=True)
 class Detection:
     """What the network says of B observations; K objects of which the first N are blocks.
@@ -291,16 +194,23 @@ class Detection:
 
 
 class EncoderNetwork(nn.Module):
-    """Two towers and a network per object that fuses them with the arm's pose."""
+    """Two towers and a network per object that fuses them with the arm's pose.
 
-    def __init__(self, config: EncoderConfig) -> None:
+    Args:
+        config: the architecture.
+        vision: the frozen encoder that ``config.vision`` is of; None where it is None.
+    """
+
+    def __init__(self, config: EncoderConfig, vision: FrozenVision | None = None) -> None:
         super().__init__()
         self.config = config
         layout = config.layout
         objects = len(layout.objects)
         pose = 10
-        self.agent = Tower(config, pose, deep=2)
-        self.wrist = Tower(config, pose, deep=1)
+        self.agent, self.wrist = (
+            Tower(config, pose, deep) if vision is None else FrozenTower(config, pose, deep, vision)
+            for deep in (2, 1)
+        )
         inputs = 2 * (4 + config.channels[1]) + pose + objects
         self.fuse = nn.Sequential(
             nn.Linear(inputs, config.hidden),
@@ -420,15 +330,24 @@ class Encoder:
         self.fingerprint = fingerprint
 
     @classmethod
-    def load(cls, models_dir: str | Path | None = None) -> Encoder:
+    def load(cls, models_dir: str | Path | None = None, vision: str = "") -> Encoder:
         """Load ``encoder.safetensors`` and its card.
 
+        Args:
+            models_dir: their folder; None takes the shipped one.
+            vision: folder or hub name of the frozen vision encoder below it, where there is one;
+                empty takes the card's.
+
         Raises:
-            ConfigurationError: a file is missing, corrupt or of another architecture.
+            ConfigurationError: a file is missing, corrupt or of another architecture, or the
+                vision encoder is another one.
         """
         stem = Path(models_dir or models_directory()) / MODEL_NAME
         tensors, card = load_model(stem, MODEL_NAME)
-        network = EncoderNetwork(EncoderConfig.from_card(card["architecture"]))
+        config, below = EncoderConfig.from_card(card["architecture"]), None
+        if config.vision is not None:
+            below = FrozenVision.like(config.vision, vision, "auto", "auto", f"encoder in {stem}")
+        network = EncoderNetwork(config, below)
         load_into(network, tensors, MODEL_NAME)
         return cls(fold_batch_norms(network), card["tensors_sha256"])
 
