@@ -6,6 +6,7 @@ clock, which passes only as far as they have seen it.
 """
 
 import os
+from array import array
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
 
 from arm_bench import DEADMAN, FORWARD, MS, NODE, ROBOT, Bench
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -22,7 +24,7 @@ from vla_reasoner_ros.control.spline import spline_to_rest
 from vla_reasoner_ros.control.trajectory import MotionState
 from vla_reasoner_ros.ros import graph as lifecycle
 from vla_reasoner_ros.ros import qos
-from vla_reasoner_ros.ros.conversions import trajectory_to_message
+from vla_reasoner_ros.ros.conversions import header, trajectory_to_message
 from vla_reasoner_ros.ros.graph import GraphError
 from vla_reasoner_ros.ros.processes import NodeProcess
 
@@ -151,19 +153,69 @@ def test_joint_states_that_are_gone(bench):
 
 
 def test_joint_states_that_are_frozen(bench):
-    """The command leaves them behind; when they thaw they have jumped, which needs a reset."""
+    """The command leaves them behind, and goes back to where they say that the arm is."""
     frozen = MotionState.at_rest(bench.arm.state.position)
     fault = bench.now
     for _ in range(100):
         bench.run(0.01, frozen)
         if len(bench.commands) > 1:
             break
-        fault = bench.now  # the last moment at which the error was allowed
+        fault = bench.now  # the last moment at which that was allowed
     see_it_decelerate(bench, bench.commands[1], fault, joints=frozen)
+    assert bench.status.reason.startswith("joint states are frozen")
+    free_again(bench)
+
+
+def test_joint_states_that_thaw_far_from_where_they_froze(bench):
+    """The arm has moved as no arm can, which needs a reset."""
+    bench.client.set_parameters(NODE, {"watchdog.max_unseen_motion": 0.0})
+    frozen = MotionState.at_rest(bench.arm.state.position)
+    while len(bench.commands) == 1:
+        bench.run(0.01, frozen)
+    bench.client.set_parameters(NODE, {"watchdog.max_unseen_motion": 0.05})
     assert bench.status.reason.startswith("the arm does not follow")
     bench.run(0.05)
     assert "which no arm can" in bench.status.reason
     reset(bench, NODE)
+    free_again(bench)
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda names, places: {"name": names, "position": [float("nan"), *places[1:]]},
+        lambda names, places: {"name": names[:6], "position": places[:6]},
+        lambda names, places: {"name": [*names[:6], names[0]], "position": places},
+        lambda names, places: {"name": names, "position": places[:5]},
+    ],
+    ids=["not finite", "a joint missing", "a joint twice", "numbers missing"],
+)
+def test_joint_states_that_are_unusable_are_as_good_as_none(bench, say):
+    fault = bench.now
+
+    def speak():
+        fields = say(list(ROBOT.joint_names), list(bench.arm.state.position))
+        velocity = [0.0] * len(fields["position"])
+        bench.joints.publish(JointState(header=header(bench.now), velocity=velocity, **fields))
+
+    sent = len(bench.commands)
+    while len(bench.commands) == sent and bench.now < fault + 10**9:
+        speak()
+        bench.run(0.01, joints=False)
+    see_it_decelerate(bench, bench.commands[sent], fault, allowed=0.1, joints=False)
+    assert "the newest joint state is" in bench.status.reason
+    free_again(bench)
+
+
+def test_a_chunk_of_a_million_steps(bench):
+    """Refused as soon as it is there; the motion goes on."""
+    message = bench.chunk()
+    message.steps = 1_000_000
+    message.actions = array("d", bytes(8 * 7 * message.steps))
+    bench.send(message)
+    assert "too_long: 1000000 actions" in bench.status.last_rejection
+    bench.run(0.05)
+    assert not bench.at_rest()
     free_again(bench)
 
 
@@ -195,7 +247,7 @@ def test_a_clock_that_stands_still(bench):
 
 
 def test_a_command_that_the_arm_rejects(bench):
-    """It stays on the motion before; the controller sees that it does not follow."""
+    """It stays on the motion before; the controller sees that it does not move."""
     runs_out(bench)
     bench.refuses = True
     bench.send(bench.chunk(FORWARD))
@@ -205,7 +257,7 @@ def test_a_command_that_the_arm_rejects(bench):
         if len(bench.commands) > sent:
             break
     bench.refuses = False
-    assert bench.status.reason.startswith("the arm does not follow")
+    assert "or the arm does not move: the command moved by" in bench.status.reason
     assert bench.at_rest()
     free_again(bench)
 
