@@ -6,6 +6,7 @@ row's answer depends neither on the batch that it is in nor on the number of thr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,20 @@ class Packed(NamedTuple):
     scratch: NDArray[np.uint8]  # (threads, 2, bytes) activations of two layers
 
 
+class Buffer:
+    """One array that grows with the largest shape asked for; every shape is a view of it."""
+
+    def __init__(self) -> None:
+        self._numbers = np.empty(0, np.float32)
+
+    def __call__(self, *shape: int) -> Floats:
+        """Room for a contiguous array, whose contents are whatever was there."""
+        size = math.prod(shape)
+        if size > len(self._numbers):
+            self._numbers = np.empty(size, np.float32)
+        return self._numbers[:size].reshape(shape)
+
+
 class Perceptron:
     """Dense layers with one activation between them; the last one has none.
 
@@ -87,12 +102,12 @@ class Perceptron:
         self.outputs = weights[-1].shape[2]
         self._narrow = precision == "bfloat16"
         self._packed = _pack(weights, biases, ACTIVATIONS[activation], self._narrow, threads)
-        self._answers: dict[int, Floats] = {}
+        self._answer = Buffer()
 
     def __call__(self, inputs: Floats) -> Floats:
         """Answers (E, B, outputs) to (E, B, inputs), or to (1, B, inputs) shared by all members.
 
-        The answer is valid until the next call with as many rows.
+        The answer is valid until the next call.
 
         Raises:
             ValueError: inputs of another shape or type.
@@ -106,9 +121,7 @@ class Perceptron:
                 f"perceptron: expected ({self.members}, B, {self.inputs}) float32, got "
                 f"{inputs.shape} {inputs.dtype}"
             )
-        if rows not in self._answers:
-            self._answers[rows] = np.empty((self.members, rows, self.outputs), np.float32)
-        answer = self._answers[rows]
+        answer = self._answer(self.members, rows, self.outputs)
         run = _forward if self.threads == 1 else _forward_together
         run(self._packed, inputs, answer, self._narrow)
         return answer

@@ -22,6 +22,17 @@ from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.language import sentence_encoder
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.types import Observation
+from vla_reasoner_ros.values.compiled_progress import (
+    FAR,
+    HAND_CENTRE,
+    HEIGHT_SCALE,
+    HEIGHTS,
+    NEAR,
+    OPENING_SCALE,
+    OPENINGS,
+    THING_CENTRE,
+    CompiledProgress,
+)
 from vla_reasoner_ros.weights import load_into, load_model
 from vla_reasoner_ros.world_models.base import Slots, WorldModel
 from vla_reasoner_ros.world_models.encoder import LatentLayout, rotation_matrix
@@ -66,7 +77,7 @@ def distances(vectors: Tensor) -> Tensor:
     length = vectors.norm(dim=-1, keepdim=True)
     parts = torch.cat([vectors, horizontal, length], dim=-1)
     near = torch.cat([vectors, horizontal, length, horizontal], dim=-1)
-    return torch.cat([parts / 0.1, torch.tanh(near / 0.03)], dim=-1)
+    return torch.cat([parts / FAR, torch.tanh(near / NEAR)], dim=-1)
 
 
 class ProgressNetwork(nn.Module):
@@ -101,6 +112,21 @@ class ProgressNetwork(nn.Module):
         words = self.words(sentences.expand(members, -1, -1)).expand(-1, batch, -1)
         features = self._features(latents.expand(members, -1, -1), attention)
         return torch.sigmoid(self.body(torch.cat([features, words], dim=-1))[..., 0])
+
+    def compiled(self, precision: str = "float32") -> CompiledProgress:
+        """The same progress for inference on the processor.
+
+        Raises:
+            ConfigurationError: a precision that the processor does not have.
+        """
+        return CompiledProgress(self.body.compiled(precision), self.config.layout)
+
+    @torch.inference_mode()
+    def understood(self, sentence: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What features need of a sentence (1, S): attention (E, 2, K) and words (E, W)."""
+        attention = self.roles(sentence).softmax(dim=-1)[:, 0]
+        words = self.words(sentence.expand(self.config.members, -1, -1))[:, 0]
+        return attention.numpy(), words.numpy()
 
     def roles(self, sentences: Tensor) -> Tensor:
         """(E, B, 2, K) logits of which object each role falls to, from (B, S) sentence vectors."""
@@ -140,15 +166,14 @@ class ProgressNetwork(nn.Module):
                 distances(in_hand),
                 distances(thing[..., :3] - goal[..., :3]),
                 distances(hand - goal[..., :3]),
-                (hand - hand.new_tensor([0.5, 0.0, 0.1])) / 0.1,
-                (thing[..., :3] - hand.new_tensor([0.5, 0.0, 0.05])) / 0.1,
-                # Heights decide whether a block rests, is lifted or is past the edge of a plate.
-                torch.tanh((thing[..., 2:3] - hand.new_tensor([0.0225, 0.0325, 0.0675])) / 0.01),
+                (hand - hand.new_tensor(HAND_CENTRE)) / 0.1,
+                (thing[..., :3] - hand.new_tensor(THING_CENTRE)) / 0.1,
+                torch.tanh((thing[..., 2:3] - hand.new_tensor(HEIGHTS)) / HEIGHT_SCALE),
                 thing[..., 3:],
                 goal[..., 3:],
                 columns,
                 gripper,
-                torch.tanh((gripper - gripper.new_tensor([0.3, 0.56, 0.9])) / 0.1),
+                torch.tanh((gripper - gripper.new_tensor(OPENINGS)) / OPENING_SCALE),
             ],
             dim=-1,
         )
@@ -171,21 +196,24 @@ class ProgressValue:
 
     Args:
         models_dir: folder of the weights; empty takes the shipped ones.
+        precision: of the networks, ``float32`` or ``bfloat16``.
 
     Raises:
-        ConfigurationError: weights are missing, corrupt or of another architecture.
+        ConfigurationError: weights are missing, corrupt or of another architecture, or the
+            processor does not have the precision.
     """
 
     name = "progress"
     privileged = False
 
-    def __init__(self, models_dir: str = "") -> None:
+    def __init__(self, models_dir: str = "", precision: str = "float32") -> None:
         folder = Path(models_dir) if models_dir else models_directory()
         self._network, card = load_progress(folder)
+        self._progress = self._network.compiled(precision)
         self._encoder = str(card.get("encoder", ""))
         self._width = self._network.config.layout.width
         self._world_model: WorldModel | None = None
-        self._sentence: Tensor | None = None
+        self._sentence: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def bind(self, world_model: WorldModel) -> None:
         """Check that the world model's latents come from the encoder that this value knows.
@@ -208,11 +236,9 @@ class ProgressValue:
 
     def begin(self, observation: Observation) -> None:
         """Take the instruction of a decision."""
-        self._sentence = torch.from_numpy(
-            np.array(sentence_encoder().encode(observation.instruction))
-        )[None]
+        sentence = sentence_encoder().encode(observation.instruction)
+        self._sentence = self._network.understood(torch.from_numpy(np.array(sentence))[None])
 
-    @torch.inference_mode()
     def evaluate(self, slots: Slots) -> NDArray[np.float64]:
         """(E, B) progress in [0, 1] of each imagined state.
 
@@ -221,7 +247,8 @@ class ProgressValue:
         """
         if self._world_model is None or self._sentence is None:
             raise ModelError("value progress: bind and begin come before evaluate")
-        progress = self._network(self._world_model.latents(slots), self._sentence)
-        if not torch.isfinite(progress).all():
+        latents = self._world_model.latents(slots).numpy()
+        progress = self._progress(latents, *self._sentence)
+        if not np.isfinite(progress).all():
             raise ModelError("value progress: the answer is not finite")
-        return progress.double().numpy()
+        return progress

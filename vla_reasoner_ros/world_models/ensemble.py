@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_reasoner_ros.perceptron import Perceptron
+
 
 class EnsembleLinear(nn.Module):
     """E linear layers side by side.
@@ -52,3 +54,17 @@ class EnsembleMlp(nn.Module):
         for layer in self.layers[:-1]:
             inputs = functional.silu(layer(inputs))
         return self.layers[-1](inputs)
+
+    def compiled(self, precision: str = "float32") -> Perceptron:
+        """The same networks for inference on the processor, with as many threads as torch uses.
+
+        Raises:
+            ConfigurationError: a precision that the processor does not have.
+        """
+        return Perceptron(
+            [layer.weight.detach().cpu().numpy() for layer in self.layers],
+            [layer.bias.detach().cpu().numpy()[:, 0] for layer in self.layers],
+            "silu",
+            precision,
+            torch.get_num_threads(),
+        )

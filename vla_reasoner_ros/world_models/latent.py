@@ -22,17 +22,19 @@ from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.types import ActionSpec, GripperSpec, Observation, Representation
 from vla_reasoner_ros.weights import load_into, load_model
 from vla_reasoner_ros.world_models.base import Slots
+from vla_reasoner_ros.world_models.compiled_dynamics import (
+    FAR,
+    NEAR,
+    ROTATION_SCALE,
+    STAY_BELOW,
+    TRANSLATION_SCALE,
+    CompiledDynamics,
+)
 from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout, rotation_matrix
 from vla_reasoner_ros.world_models.ensemble import EnsembleMlp
 from vla_reasoner_ros.world_models.tracking import ObjectTracker
 
 MODEL_NAME = "latent_dynamics"
-TRANSLATION_SCALE = 0.02
-"""Typical translation of one action, m."""
-ROTATION_SCALE = 0.1
-"""Typical rotation of one action, rad."""
-STAY_BELOW = 0.05
-"""An object whose contact probability is lower does not move at all."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def rotation_from_vector(vectors: Tensor) -> Tensor:
 
 def near_and_far(vectors: Tensor) -> Tensor:
     """(..., n) distances in m to (..., 2 n) features: linear afar, resolved to mm nearby."""
-    return torch.cat([vectors / 0.1, torch.tanh(vectors / 0.02)], dim=-1)
+    return torch.cat([vectors / FAR, torch.tanh(vectors / NEAR)], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,20 @@ class DynamicsNetwork(nn.Module):
         )
         return Imagined(imagined, new[..., 0])
 
+    def compiled(self, precision: str = "float32") -> CompiledDynamics:
+        """The same dynamics for inference on the processor.
+
+        Raises:
+            ConfigurationError: a precision that the processor does not have.
+        """
+        return CompiledDynamics(
+            self.arm.compiled(precision),
+            self.object.compiled(precision),
+            self.config.layout,
+            self.position_mean.cpu().numpy(),
+            self.position_scale.cpu().numpy(),
+        )
+
     def _path(
         self, position: Tensor, rotation: Tensor, end: Tensor, actions: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -271,20 +287,24 @@ class LatentWorldModel:
 
     Args:
         models_dir: folder of the encoder's and the dynamics' weights; empty takes the shipped ones.
+        precision: of the dynamics, ``float32`` or ``bfloat16``.
+        vision: folder or hub name of the frozen vision encoder below the encoder, where it was
+            trained on one; empty takes the encoder's card's.
 
     Raises:
-        ConfigurationError: weights are missing or corrupt, or the dynamics was trained on another
-            encoder's latents.
+        ConfigurationError: weights are missing or corrupt, the dynamics was trained on another
+            encoder's latents, or the processor does not have the precision.
     """
 
     name = "latent"
     needs_simulator_state = False
 
-    def __init__(self, models_dir: str = "") -> None:
+    def __init__(self, models_dir: str = "", precision: str = "float32", vision: str = "") -> None:
         folder = Path(models_dir) if models_dir else models_directory()
-        self.encoder = Encoder.load(folder)
-        self._network, card = load_dynamics(folder, self.encoder)
-        config = self._network.config
+        self.encoder = Encoder.load(folder, vision)
+        network, card = load_dynamics(folder, self.encoder)
+        self._dynamics = network.compiled(precision)
+        config = network.config
         self._layout = config.layout
         self.spec = action_spec_from_card(card["action_spec"])
         self.macro_steps = config.macro_steps
@@ -309,7 +329,6 @@ class LatentWorldModel:
         self._states[0] = self._tracker.update(seen, observation.stamp_ns)
         self._variance[0] = 0.0
 
-    @torch.inference_mode()
     def step(self, parents: Slots, actions: NDArray[np.float32], children: Slots) -> None:
         """Imagine a batch: (B,) slots, (B, M, D) actions, (B,) slots.
 
@@ -322,26 +341,10 @@ class LatentWorldModel:
             raise ModelError(
                 f"latent world model: expected actions {expected}, got {actions.shape}"
             )
-        source, target = torch.from_numpy(parents), torch.from_numpy(children)
-        batch = torch.from_numpy(np.ascontiguousarray(actions, dtype=np.float32))
-        members = self._network(self._states[source], batch).latents
-        mean = members.mean(dim=0)
-        if not torch.isfinite(mean).all():
+        commands = np.ascontiguousarray(actions, dtype=np.float32)
+        states, variance = self._states.numpy(), self._variance.numpy()
+        if not self._dynamics.step(states, variance, parents, commands, children):
             raise ModelError("latent world model: the imagined state is not finite")
-        # Columns of a mean of rotations are shorter than one; make a rotation of them again.
-        rotation = rotation_matrix(self._layout.get(mean, "ee_rotation"))
-        part = self._layout.slices["ee_rotation"]
-        mean[:, part] = torch.cat([rotation[..., 0], rotation[..., 1]], dim=-1)
-        self._states[target] = mean
-        places = torch.cat(
-            [
-                self._layout.get(members, "ee_position"),
-                self._layout.get(members, "object_position").flatten(-2),
-            ],
-            dim=-1,
-        )
-        disagreement = places.var(dim=0, unbiased=False).sum(dim=-1)
-        self._variance[target] = self._variance[source] + disagreement
 
     def copy(self, source: Slots, target: Slots) -> None:
         """Copy states between slots, as if all were read before any is written."""
