@@ -29,12 +29,11 @@ class Failure:
     playing: tuple[int, TimedTrajectory] | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Goal:
     number: int
     motion: TimedTrajectory
     sent_wall: float
-    accepted: bool = False
 
 
 class Goals:
@@ -52,7 +51,8 @@ class Goals:
         self._answer_timeout = answer_timeout
         self._result_timeout_ns = round(result_timeout * 1e9)
         self._count = 0
-        self._newest: _Goal | None = None
+        self._newest = 0  # its number while nothing final was said of it, else 0
+        self._unanswered: dict[int, _Goal] = {}
         self._playing: _Goal | None = None
 
     def sent(self, motion: TimedTrajectory, wall: float) -> int:
@@ -63,25 +63,30 @@ class Goals:
             wall: monotonic, s.
         """
         self._count += 1
-        self._newest = _Goal(self._count, motion, wall)
+        self._newest = self._count
+        self._unanswered[self._count] = _Goal(self._count, motion, wall)
         return self._count
 
     def forget(self) -> None:
         """Nothing that is still said matters."""
-        self._newest = self._playing = None
+        self._newest = 0
+        self._unanswered.clear()
+        self._playing = None
 
-    def accepted(self, number: int) -> None:
-        """The server works on a goal."""
-        goal = self._newest
-        if goal is not None and goal.number == number:
-            goal.accepted = True
+    def accepted(self, number: int) -> bool:
+        """The server works on a goal; whether it is still to."""
+        goal = self._unanswered.pop(number, None)
+        if goal is None:
+            return False
+        if self._playing is None or self._playing.number < number:
             self._playing = goal
+        return True
 
     def rejected(self, number: int) -> Failure | None:
         """The server refused a goal, and goes on with the one before."""
-        if self._newest is None or self._newest.number != number:
+        known = self._unanswered.pop(number, None)
+        if known is None or number != self._newest:
             return None
-        self._newest = None
         return self._failure("a goal was rejected")
 
     def ended(self, number: int, code: str, text: str) -> Failure | None:
@@ -94,12 +99,16 @@ class Goals:
         """
         if self._playing is not None and self._playing.number == number:
             self._playing = None
-        newest = self._newest is not None and self._newest.number == number
+        newest = number == self._newest
         if newest:
-            self._newest = None
+            self._newest = 0
         if not code or (code in REPLACED and not newest):
             return None
         return self._failure(f"{code}: {text}" if text else code)
+
+    def lost(self, reason: str) -> Failure:
+        """A goal could not even be sent."""
+        return self._failure(reason)
 
     def look(self, now_ns: int, wall: float) -> Failure | None:
         """What should have been said by now and was not.
@@ -108,24 +117,26 @@ class Goals:
             now_ns: the time.
             wall: monotonic, s.
         """
-        goal = self._newest
-        if goal is None:
-            return None
-        if not goal.accepted:
-            waited = wall - goal.sent_wall
+        unanswered = self._unanswered.get(self._newest)
+        if unanswered is not None:
+            waited = wall - unanswered.sent_wall
             if waited <= self._answer_timeout:
                 return None
-            self._newest = None
             return self._failure(
                 f"no answer to a goal for {waited:.3f} s, allowed are {self._answer_timeout:g} s"
             )
-        late_ns = now_ns - goal.motion.end_ns
+        if self._playing is None or self._playing.number != self._newest:
+            return None
+        late_ns = now_ns - self._playing.motion.end_ns
         if late_ns <= self._result_timeout_ns:
             return None
-        self._newest = self._playing = None
+        self._playing = None
         return self._failure(f"no result {1e-9 * late_ns:.3f} s after the end of the motion")
 
     def _failure(self, reason: str) -> Failure:
+        """What is still unanswered is not wanted any more, should it be accepted."""
+        self._newest = 0
+        self._unanswered.clear()
         playing = self._playing
         return Failure(
             f"{self._name}: {reason}", (playing.number, playing.motion) if playing else None

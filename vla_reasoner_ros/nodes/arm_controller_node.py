@@ -10,9 +10,9 @@ from rclpy.clock_type import ClockType
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from vla_reasoner_ros.control.executor import ChunkExecutor, ResetRefused
+from vla_reasoner_ros.control.outputs import ARM_OUTPUTS
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
 from vla_reasoner_ros.data.joints import JointLayout
@@ -20,20 +20,16 @@ from vla_reasoner_ros.errors import ActionChunkError
 from vla_reasoner_ros.msg import ActionChunk, ControllerStatus
 from vla_reasoner_ros.parameters import parameter
 from vla_reasoner_ros.ros import qos
-from vla_reasoner_ros.ros.arm_outputs import ArmOutputs, arm_report
+from vla_reasoner_ros.ros.arm_outputs import ArmOutputs, OutputParameters, arm_report
 from vla_reasoner_ros.ros.clock import to_nanoseconds
-from vla_reasoner_ros.ros.conversions import (
-    chunk_from_message,
-    status_to_message,
-    trajectory_from_message,
-)
+from vla_reasoner_ros.ros.conversions import chunk_from_message, status_to_message
 from vla_reasoner_ros.ros.diagnostics import Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
 
 
 @dataclass(frozen=True)
-class ArmControllerParameters(ControlParameters, BaseParameters):
-    """The controller's parameters and those of every node."""
+class ArmControllerParameters(ControlParameters, OutputParameters, BaseParameters):
+    """The controller's parameters, its outputs' and those of every node."""
 
     status_period: float = parameter(
         0.1,
@@ -53,12 +49,16 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
     def configure(self) -> None:
         """Read the robot's limits; without them there is no controller."""
         parameters = self.parameters
-        self._executor = ChunkExecutor(parameters, parameters.robot_description, clock=self.now_ns)
-        self._outputs = ArmOutputs(self)
+        self._executor = ChunkExecutor(
+            parameters,
+            parameters.robot_description,
+            clock=self.now_ns,
+            tracking=ARM_OUTPUTS[parameters.output],
+        )
+        self._outputs = ArmOutputs(self, self._executor, parameters)
         self._statuses = self.create_lifecycle_publisher(ControllerStatus, "~/status", qos.STATE)
         for kind, topic, callback, profile in (
             (ActionChunk, "action_chunk", self._chunk_came, qos.COMMAND),
-            (JointTrajectory, "joint_trajectory", self._command_heard, qos.COMMAND),
             (JointState, "joint_states", self._joints_came, qos.sensor("best_effort", 10)),
             # Twice, since a latched subscription does not match an unlatched publisher, and a
             # stop must be heard from both.
@@ -101,12 +101,15 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
     def deactivate(self) -> None:
         """Bring the arm to rest."""
         self._outputs.send(self._executor.stop(self.now_ns()))
+        self._outputs.finish()
 
     def teardown(self) -> None:
         """Let go of the arm."""
         self.diagnostics.remove("arm")
-        if hasattr(self, "_executor"):
-            del self._executor
+        outputs = self.__dict__.pop("_outputs", None)
+        if outputs is not None:
+            outputs.close()
+        self.__dict__.pop("_executor", None)
 
     def parameters_changed(self, parameters: ArmControllerParameters) -> None:
         """Motions from the next one on follow the new parameters."""
@@ -140,6 +143,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         self._outputs.send(self._executor.emergency_stop(message.data, self.now_ns()))
 
     def _tick(self) -> None:
+        self._outputs.look()
         self._outputs.send(self._executor.tick(self.now_ns()))
 
     def _wall_tick(self) -> None:
@@ -148,15 +152,6 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         self._outputs.send(self._executor.wall_tick(self.now_ns(), wall))
         if wall - self._said >= self.parameters.status_period:
             self._publish_status()
-
-    def _command_heard(self, message: JointTrajectory) -> None:
-        self._outputs.send(
-            self._executor.heard(
-                trajectory_from_message(message),
-                to_nanoseconds(message.header.stamp),
-                self.now_ns(),
-            )
-        )
 
     def _publish_status(self) -> None:
         now_ns, self._said = self.now_ns(), time.monotonic()

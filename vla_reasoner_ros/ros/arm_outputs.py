@@ -1,39 +1,101 @@
-"""What leaves the arm controller for the arm: one way, after every gate."""
+"""What leaves the arm controller for the arm and its gripper: one way, after every gate."""
 
 from __future__ import annotations
 
-from std_msgs.msg import Float64
-from trajectory_msgs.msg import JointTrajectory
+from dataclasses import dataclass
+from typing import Any
 
 from vla_reasoner_ros.control.commands import Commands, ControllerState, ExecutorStatus
-from vla_reasoner_ros.ros import qos
-from vla_reasoner_ros.ros.conversions import trajectory_to_message
+from vla_reasoner_ros.control.executor import ChunkExecutor
+from vla_reasoner_ros.control.outputs import ARM_OUTPUTS, GRIPPER_OUTPUTS
+from vla_reasoner_ros.parameters import group, parameter
 from vla_reasoner_ros.ros.diagnostics import Level, Report
+from vla_reasoner_ros.ros.gripper_outputs import GripperAction, GripperAdapter, OpeningTopic
 from vla_reasoner_ros.ros.lifecycle import LifecycleNode
+from vla_reasoner_ros.ros.output import ArmAdapter, CommandParameters
+from vla_reasoner_ros.ros.stream_outputs import PoseStream, TwistStream
+from vla_reasoner_ros.ros.trajectory_outputs import TrajectoryAction, TrajectoryTopic
+
+ADAPTERS: dict[str, type[ArmAdapter]] = {
+    "joint_trajectory": TrajectoryTopic,
+    "follow_joint_trajectory": TrajectoryAction,
+    "twist": TwistStream,
+    "pose": PoseStream,
+}
+"""Name of each output of :data:`~vla_reasoner_ros.control.outputs.ARM_OUTPUTS` to what makes it."""
 
 _LEVELS = {ControllerState.HOLDING: Level.WARN, ControllerState.STOPPED: Level.ERROR}
 
 
+@dataclass(frozen=True)
+class OutputParameters:
+    """How commands leave the arm controller."""
+
+    output: str = parameter(
+        "joint_trajectory",
+        "How the arm is commanded: a JointTrajectory topic, a FollowJointTrajectory action, a "
+        "TwistStamped topic for MoveIt Servo or a PoseStamped topic for a Cartesian controller. "
+        "The robot file declares which are possible.",
+        choices=tuple(ARM_OUTPUTS),
+        read_only=True,
+    )
+    gripper_output: str = parameter(
+        "opening",
+        "How the gripper is commanded: a topic with the opening fraction, a GripperCommand action "
+        "or a ParallelGripperCommand action. The robot file declares which are possible.",
+        choices=GRIPPER_OUTPUTS,
+        read_only=True,
+    )
+    command: CommandParameters = group(CommandParameters)
+
+
 class ArmOutputs:
-    """The publishers of one arm's commands.
+    """The adapters of one arm and its gripper, and the only caller of their ``send``.
 
     Args:
-        node: has them as managed publishers, which say nothing unless it is active.
+        node: has the endpoints; they say nothing unless it is active.
+        executor: makes the commands, and is told when one could not be carried out.
+        parameters: which adapters.
+
+    Raises:
+        ConfigurationError: the robot file does not declare the output, or it needs a package that
+            is not importable.
     """
 
-    def __init__(self, node: LifecycleNode) -> None:
-        self._trajectories = node.create_lifecycle_publisher(
-            JointTrajectory, "joint_trajectory", qos.COMMAND
-        )
-        self._grippers = node.create_lifecycle_publisher(Float64, "gripper_command", qos.COMMAND)
+    def __init__(
+        self, node: LifecycleNode[Any], executor: ChunkExecutor, parameters: OutputParameters
+    ) -> None:
+        robot, command = executor.robot, parameters.command
+        declared = robot.outputs.for_arm(parameters.output, robot.name)
+        self._gripper: GripperAdapter | None = None
+        if robot.gripper_opening is not None:
+            name = parameters.gripper_output
+            grip = robot.outputs.for_gripper(name, robot.name)
+            kind = OpeningTopic if name == "opening" else GripperAction
+            self._gripper = kind(node, name, grip, command)
+        adapter = ADAPTERS[parameters.output]
+        self._arm = adapter(node, executor, declared, command, self.send)
 
     def send(self, commands: Commands) -> None:
-        """Publish what there is."""
+        """Give the adapters what there is."""
+        if commands.gripper is not None and self._gripper is not None:
+            self._gripper.send(commands.gripper)
         if commands.trajectory is not None:
-            motion = commands.trajectory
-            self._trajectories.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
-        if commands.gripper is not None:
-            self._grippers.publish(Float64(data=commands.gripper))
+            self._arm.send(commands.trajectory)
+
+    def look(self) -> None:
+        """Look after what was sent; at least once every ``watchdog.period``."""
+        self._arm.look()
+
+    def finish(self) -> None:
+        """See the last command through, as before a deactivation."""
+        self._arm.finish()
+
+    def close(self) -> None:
+        """Let go of what the node does not let go of by itself."""
+        self._arm.close()
+        if self._gripper is not None:
+            self._gripper.close()
 
 
 def arm_report(status: ExecutorStatus, lead: float) -> Report:
