@@ -36,6 +36,11 @@ FINGERS = ("fr3_finger_joint1", "fr3_finger_joint2")
 NODES = ("camera_node", "arm_controller_node", "planner_node")
 RATE = 30.0
 JOINT_RATE = 100.0
+QUEUE = 60
+"""Pictures that wait on either side: two seconds in which a busy machine runs nothing."""
+SETTLED_S = 3.0
+"""Seconds without news after which no picture is under way: three reports of the diagnostics."""
+PATIENCE_S = 60.0
 HEIGHT, WIDTH = 480, 640
 CONTRACT = {
     "robot": "fr3",
@@ -48,7 +53,7 @@ CONTRACT = {
             "topic": f"{name}/image_raw",
             "tolerance": 0.1,
             "reliability": "reliable",
-            "depth": 10,
+            "depth": QUEUE,
         }
         for name in CAMERAS
     },
@@ -64,6 +69,7 @@ class Heard:
     decisions: dict[int, float] = field(default_factory=dict)
     chunks: list[tuple[int, int]] = field(default_factory=list)
     commands: list[int] = field(default_factory=list)
+    reports: int = 0
     received: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -104,7 +110,7 @@ class Load:
 
     def _connect(self) -> None:
         node = self.client.node
-        reliable = qos.sensor("reliable", 10)
+        reliable = qos.sensor("reliable", QUEUE)
         self._images = {
             name: node.create_publisher(Image, f"{name}/image_raw", reliable) for name in CAMERAS
         }
@@ -143,11 +149,18 @@ class Load:
         self.client.spin(seconds)
 
     def stop(self) -> None:
-        """Stop the flow, and hear what is still under way."""
+        """Stop the flow, and hear what is still under way, until nothing new comes."""
         self._ending.set()
         for thread in self._threads:
             thread.join()
-        self.client.spin(2.5)  # two reports of the diagnostics
+        end = time.monotonic() + PATIENCE_S
+        before: dict[str, int] = {}
+        while time.monotonic() < end and (self.frames_lost() or not before):
+            before = dict(self.heard.received)
+            reports = self.heard.reports
+            self.client.spin(SETTLED_S)
+            if self.heard.received == before and self.heard.reports >= reports + 2:
+                return
 
     def _now_ns(self) -> int:
         return int(self.client.node.get_clock().now().nanoseconds)
@@ -211,6 +224,7 @@ class Load:
         self.heard.commands.append(now_ns)
 
     def _diagnosed(self, message: DiagnosticArray) -> None:
+        self.heard.reports += any(s.name.startswith("camera_node") for s in message.status)
         for status in message.status:
             node, _, camera = status.name.partition(": ")
             if node == "camera_node" and camera in CAMERAS:
@@ -223,6 +237,10 @@ class Load:
     def frames_lost(self) -> int:
         """Frames sent that the camera node did not receive, of both cameras."""
         return sum(self.sent - self.heard.received.get(camera, 0) for camera in CAMERAS)
+
+    def frames_dropped(self) -> int:
+        """Frames that the camera node received and could not use, of both cameras."""
+        return sum(self.heard.dropped.values())
 
     def image_to_observation_ms(self) -> np.ndarray:
         """Image stamp to the reception of its observation, ms, of every observation."""
