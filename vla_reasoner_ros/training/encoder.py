@@ -10,6 +10,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.branches import Branches, branch_files, outcome_frames
+from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.frames import SHARD, Frames, FrameSource, make_frames, upright
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import load_into, load_model, save_model
@@ -231,23 +233,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Render what is missing, train, judge on held-out frames, save."""
     vision = FrozenVision(arguments.vision, arguments.vision_size) if arguments.vision else None
     config = EncoderConfig(vision=None if vision is None else vision.settings)
-    held_out_count = max(min(SHARD, arguments.count), arguments.count // 12)
-    engine = executor.settings_of(arguments)
-    make_frames(arguments.frames / "train", arguments.count, TRAINING_SEED, engine)
-    make_frames(arguments.frames / "held_out", held_out_count, TUNING_SEED, engine)
-    training = [Frames.load(arguments.frames / "train")]
-    held_out = {"random": Frames.load(arguments.frames / "held_out")}
-    data = {"random_frames": len(training[0]), "seed_of_first_shard": TRAINING_SEED}
-    if arguments.branches is not None:
-        training.append(decision_frames(arguments.branches / "train", arguments.each))
-        held_out["outcomes"] = decision_frames(arguments.branches / "held_out", 2)
-        data["outcome_frames"] = len(training[-1])
-    if arguments.episodes:
-        seen, unseen = recordings_of(arguments, arguments.episodes).split(0.1)
-        training.append(episode_frames(seen, config.layout, arguments.every))
-        held_out["episodes"] = episode_frames(unseen, config.layout, arguments.every)
-        data |= {"episode_frames": len(training[-1]), "episodes_sha256": seen.content_hash}
-
+    with first_alone():
+        training, held_out, data = _frames(arguments, config)
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
         network = EncoderNetwork(config, vision)
@@ -293,3 +280,26 @@ def run(arguments: argparse.Namespace) -> int:
     for name, measures in metrics.items():
         print(f"encoder on {name}: {measures}")
     return 0
+
+
+def _frames(
+    arguments: argparse.Namespace, config: EncoderConfig
+) -> tuple[list[Frames], dict[str, Frames], dict[str, Any]]:
+    """Training frames, held-out frames by kind, and what the card says of them."""
+    held_out_count = max(min(SHARD, arguments.count), arguments.count // 12)
+    engine = executor.settings_of(arguments)
+    make_frames(arguments.frames / "train", arguments.count, TRAINING_SEED, engine)
+    make_frames(arguments.frames / "held_out", held_out_count, TUNING_SEED, engine)
+    training = [Frames.load(arguments.frames / "train")]
+    held_out = {"random": Frames.load(arguments.frames / "held_out")}
+    data: dict[str, Any] = {"random_frames": len(training[0]), "seed_of_first_shard": TRAINING_SEED}
+    if arguments.branches is not None:
+        training.append(decision_frames(arguments.branches / "train", arguments.each))
+        held_out["outcomes"] = decision_frames(arguments.branches / "held_out", 2)
+        data["outcome_frames"] = len(training[-1])
+    if arguments.episodes:
+        seen, unseen = recordings_of(arguments, arguments.episodes).split(0.1)
+        training.append(episode_frames(seen, config.layout, arguments.every))
+        held_out["episodes"] = episode_frames(unseen, config.layout, arguments.every)
+        data |= {"episode_frames": len(training[-1]), "episodes_sha256": seen.content_hash}
+    return training, held_out, data

@@ -39,6 +39,7 @@ from vla_reasoner_ros.policies.small_vla import (
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.demo_data import ACTION_LIMIT, PolicyActor
+from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.progress import Progress
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import save_model
@@ -344,7 +345,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train on the successes of the expert and the disturbed expert, save the best weights."""
-    episodes = recordings_of(arguments, arguments.data)
+    with first_alone():
+        episodes = recordings_of(arguments, arguments.data)
     episodes = episodes.where(kind=(Kind.EXPERT, Kind.NOISY_EXPERT), success=True)
     available = len(episodes)
     if arguments.episodes:

@@ -27,8 +27,11 @@ from torch import nn
 from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.parameters import flatten, parameter
+from vla_reasoner_ros.training import distributed
+from vla_reasoner_ros.training.distributed import Processes
 from vla_reasoner_ros.training.progress import Progress, duration
 
+CHECKPOINT = "checkpoint.safetensors"
 Batch = dict[str, torch.Tensor]
 Loss = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
 """(module, batch) to named scalars; ``loss`` is minimised and judged, the others are reported."""
@@ -109,13 +112,25 @@ class _Progress:
         return sum(row["step"] > self.best_step for row in self.curve)
 
 
+class _Objective(nn.Module):
+    """The loss of a module as a module, so that its gradients can be averaged over processes."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module = module
+        self._loss = loss
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self._loss(self.module, batch)["loss"]
+
+
 def training_device() -> torch.device:
     """The GPU where there is one; its convolutions and products keep all digits of float32."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device("cuda")
+    device = distributed.join().device
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return device
 
 
 def train(
@@ -132,6 +147,10 @@ def train(
 ) -> TrainingResult:
     """Train a module; resumes from ``directory`` when a checkpoint lies there.
 
+    Under torchrun every process calls this alike, with the same ``directory``; the first one
+    evaluates, writes and returns, the others end here when all is done
+    (:mod:`vla_reasoner_ros.training.distributed`).
+
     Args:
         module: initialised by the caller, on the CPU; left there with the best weights.
         loss: the objective.
@@ -146,22 +165,20 @@ def train(
     Raises:
         ConfigurationError: the checkpoint is unreadable, or of another run.
         ModelError: the loss is no longer finite.
+        SystemExit: in every process but the first, when training is over.
     """
     directory = Path(directory)
-    device = training_device()
+    device, processes = training_device(), distributed.join()
     if parameters.threads:
         torch.set_num_threads(parameters.threads)
     module.to(device)
-    averaged = copy.deepcopy(module).eval()
-    best = _snapshot(module)
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=parameters.learning_rate, weight_decay=parameters.weight_decay
-    )
-    identity = {"title": title, **flatten(parameters), **(identity or {})}
-    path = directory / "checkpoint.safetensors"
-    state = _Progress()
+    run = _Run.begin(module, loss, parameters, processes)
+    run.identity = {"title": title, **flatten(parameters), **(identity or {})}
+    path = directory / CHECKPOINT
     if path.exists():
-        state, best = _resume(path, identity, module, averaged, optimizer)
+        run.resume(path)
+    state = run.state
+    stream = (stream or sys.stderr) if processes.first else io.StringIO()
     progress = Progress(title, parameters.steps, "steps", state.step, stream=stream)
     if state.step:
         progress.update(state.step, "resumed", force=True)
@@ -170,33 +187,83 @@ def train(
     while state.step < parameters.steps:
         if parameters.patience and state.stale >= parameters.patience:
             break
-        value = _step(module, averaged, optimizer, loss, training, parameters, state.step, device)
+        value = _step(
+            run.objective, run.averaged, run.optimizer, training, parameters, state.step, processes
+        )
         losses.append(value)
         state.step += 1
         progress.update(state.step, f"loss {value:.4f}")
         if state.step % parameters.evaluate_every == 0 or state.step == parameters.steps:
-            metrics = evaluate(averaged, loss, held_out, parameters, device)
-            row = {"step": state.step, "training_loss": float(np.mean(losses)), **metrics}
-            state.curve.append(row)
+            metrics: dict[str, float] = {}
+            if processes.first:
+                metrics = evaluate(run.averaged, loss, held_out, parameters, device)
+            metrics = processes.told(metrics)
+            run.keep(metrics, float(np.mean(losses)))
             losses = []
-            if not state.best_metrics or metrics["loss"] < state.best_metrics["loss"]:
-                state.best_step, state.best_metrics = state.step, metrics
-                best = _snapshot(averaged)
-            _save(path, identity, state, module, averaged, best, optimizer)
-            _write_curve(directory, title, state.curve)
+            if processes.first:
+                run.save(path)
+                _write_curve(directory, title, state.curve)
             progress.update(state.step, f"held out {_text(metrics)}", force=True)
 
-    module.load_state_dict(best)
+    distributed.leave()
+    if not processes.first:
+        raise SystemExit(0)
+    module.load_state_dict(run.best)
     module.to("cpu").eval()
     print(
         f"{title}: best at step {state.best_step}, held out {_text(state.best_metrics)}, "
         f"{duration(progress.seconds)}",
-        file=stream or sys.stderr,
+        file=stream,
         flush=True,
     )
     return TrainingResult(
         state.best_step, state.best_metrics, state.step, state.curve, progress.seconds
     )
+
+
+@dataclass
+class _Run:
+    """Everything that a checkpoint holds, and what is needed to go on."""
+
+    module: nn.Module
+    averaged: nn.Module
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    best: dict[str, torch.Tensor]
+    state: _Progress = field(default_factory=_Progress)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls, module: nn.Module, loss: Loss, parameters: TrainerParameters, processes: Processes
+    ) -> _Run:
+        """A run of a module that lies on its device."""
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=parameters.learning_rate, weight_decay=parameters.weight_decay
+        )
+        averaged = copy.deepcopy(module).eval()
+        objective = processes.parallel(_Objective(module, loss))
+        return cls(module, averaged, objective, optimizer, _snapshot(module))
+
+    def keep(self, metrics: dict[str, float], training_loss: float) -> None:
+        """Note an evaluation, and the averaged weights if they are the best so far."""
+        state = self.state
+        state.curve.append({"step": state.step, "training_loss": training_loss, **metrics})
+        if not state.best_metrics or metrics["loss"] < state.best_metrics["loss"]:
+            state.best_step, state.best_metrics = state.step, metrics
+            self.best = _snapshot(self.averaged)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        _save(
+            path, self.identity, self.state, self.module, self.averaged, self.best, self.optimizer
+        )
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        self.state, self.best = _resume(
+            path, self.identity, self.module, self.averaged, self.optimizer
+        )
 
 
 @torch.inference_mode()
@@ -230,17 +297,20 @@ def learning_rate(parameters: TrainerParameters, step: int) -> float:
 
 
 def _step(
-    module: nn.Module,
+    objective: nn.Module,
     averaged: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: Loss,
     training: Samples,
     parameters: TrainerParameters,
     step: int,
-    device: torch.device,
+    processes: Processes,
 ) -> float:
-    rng = np.random.default_rng([parameters.seed, 1, step])
-    batch = _on(training.batch(_indices(len(training), parameters, step), rng), device)
+    device = processes.device
+    module = objective.module if processes.size == 1 else objective.module.module
+    assert isinstance(module, nn.Module)
+    rng = processes.stream([parameters.seed, 1, step])
+    indices = processes.share(_indices(len(training), parameters, step))
+    batch = _on(training.batch(indices, rng), device)
     for settings in optimizer.param_groups:
         settings["lr"] = learning_rate(parameters, step)
     module.train()
@@ -248,7 +318,7 @@ def _step(
     with torch.random.fork_rng(devices):
         torch.manual_seed(int(rng.integers(2**62)))
         with _autocast(parameters, device):
-            value = loss(module, batch)["loss"]
+            value = objective(batch)
     if not torch.isfinite(value):
         raise ModelError(f"training diverged: the loss at step {step} is {value.item()}")
     optimizer.zero_grad(set_to_none=True)

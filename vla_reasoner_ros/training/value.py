@@ -31,6 +31,7 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import BranchLatents, load_branches, load_episodes
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train, training_device
 from vla_reasoner_ros.training.value_groups import (
@@ -234,11 +235,13 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.models or models_directory()
     weights = RANKED if arguments.labels == "ranked" else {}
     objective = build(ValueLossParameters, weights | parse_overrides(arguments.set))
-    torch.set_num_threads(arguments.threads)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     encoder = Encoder.load(folder)
     encoder.network.to(training_device())
     rng = np.random.default_rng(arguments.seed)
-    training, held_out, data = _groups(arguments, folder, encoder, rng)
+    with first_alone():
+        training, held_out, data = _groups(arguments, folder, encoder, rng)
     config = ValueConfig(layout=encoder.layout)
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)

@@ -11,6 +11,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import ACTION_SPEC
 from vla_reasoner_ros.training.branches import MACRO_STEPS
+from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import (
     BranchLatents,
     EpisodeLatents,
@@ -40,6 +42,8 @@ from vla_reasoner_ros.world_models.latent import (
     action_spec_to_card,
 )
 
+HELD_OUT = 0.1
+"""Share of the episodes that is not learned from."""
 MOVED = 0.002
 """A displacement in one macro-action from which an object counts as moved, m."""
 NEAR_MISS = 0.035
@@ -217,20 +221,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Encode what is not yet, train, save."""
     folder = arguments.models or models_directory()
-    torch.set_num_threads(arguments.threads)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     encoder = Encoder.load(folder)
     encoder.network.to(training_device())
-    sides = {
-        side: load_branches([f / side for f in arguments.branches], encoder, arguments.cache)
-        for side in ("train", "held_out")
-    }
-    training = [from_branches(sides["train"])]
-    horizons = training[0].actions.shape[1]
-    data = {"decisions": len(sides["train"]), "scenes": len(np.unique(sides["train"].scene))}
-    if arguments.episodes:
-        seen, _ = recordings_of(arguments, arguments.episodes).split(0.1)
-        training.append(from_episodes(load_episodes(seen, encoder, arguments.cache), horizons))
-        data |= {"episode_windows": len(training[1]), "episodes_sha256": seen.content_hash}
+    with first_alone():
+        training, held_out, data = _sequences(arguments, encoder)
     config = DynamicsConfig(layout=encoder.layout, macro_steps=MACRO_STEPS)
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
@@ -247,8 +243,8 @@ def run(arguments: argparse.Namespace) -> int:
     result = train(
         network,
         dynamics_loss,
-        Sequences.join(training),
-        from_branches(sides["held_out"]),
+        training,
+        held_out,
         parameters,
         arguments.work,
         title="world model",
@@ -271,3 +267,21 @@ def run(arguments: argparse.Namespace) -> int:
         half=True,
     )
     return 0
+
+
+def _sequences(
+    arguments: argparse.Namespace, encoder: Encoder
+) -> tuple[Sequences, Sequences, dict[str, Any]]:
+    """Training sequences, held-out sequences, and what the card says of them."""
+    seen, unseen = (
+        load_branches([f / side for f in arguments.branches], encoder, arguments.cache)
+        for side in ("train", "held_out")
+    )
+    training = [from_branches(seen)]
+    horizons = training[0].actions.shape[1]
+    data = {"decisions": len(seen), "scenes": len(np.unique(seen.scene))}
+    if arguments.episodes:
+        episodes, _ = recordings_of(arguments, arguments.episodes).split(HELD_OUT)
+        training.append(from_episodes(load_episodes(episodes, encoder, arguments.cache), horizons))
+        data |= {"episode_windows": len(training[1]), "episodes_sha256": episodes.content_hash}
+    return Sequences.join(training), from_branches(unseen), data
