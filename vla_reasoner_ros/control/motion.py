@@ -170,20 +170,25 @@ class MotionPlanner:
         """To rest as fast as the robot's own limits allow."""
         return brake(self._robot.joint_names, start, self._robot.limits)
 
-    def ease_out(self, start: MotionState, elsewhere: FloatArray | None = None) -> JointTrajectory:
-        """To rest gently, from a state that is known roughly.
+    def ease_out(self, start: MotionState) -> JointTrajectory:
+        """To rest gently, from a state that is known roughly."""
+        return ease_out(self._robot.joint_names, start, self._robot.limits)
+
+    def ease_out_of_return(
+        self, start: MotionState, measured: FloatArray, delay: float
+    ) -> JointTrajectory:
+        """To rest on the way back to where the arm is, which it may have begun late or never.
 
         Args:
-            start: the state.
-            elsewhere: (J,) rad, where the arm may stand instead: there is time enough for the way
-                from there to the end.
+            start: where it should be.
+            measured: (J,) rad, where it is if it never began.
+            delay: s, the longest that the command may take to the arm.
         """
         names, limits = self._robot.joint_names, self._robot.limits
-        motion = ease_out(names, start, limits)
-        if elsewhere is None:
-            return motion
-        way = ease_to(names, elsewhere, motion.end.position, limits)
-        return ease_out(names, start, limits, way.duration)
+        soonest = ease_out(names, start, limits)
+        way = ease_to(names, measured, soonest.end.position, limits)
+        least = max(2.0 * (delay + soonest.duration), delay + way.duration)
+        return ease_out(names, start, limits, least)
 
     def _tcp_violation(
         self, trajectory: JointTrajectory, allowed: _Allowed

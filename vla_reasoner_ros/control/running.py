@@ -146,7 +146,8 @@ class RunningMotion:
         It is slow, and only the end of the stop is sent.
         """
         measured = self._reference.joints.newest.positions
-        stop = self._planner.ease_out(motion.at(now_ns), measured)
+        delay = self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time) / NANOSECONDS
+        stop = self._planner.ease_out_of_return(motion.at(now_ns), measured, delay)
         if now_ns + round(stop.duration * NANOSECONDS) >= motion.end_ns:
             return None
         sent = self.run(TimedTrajectory(now_ns, stop), now_ns)
