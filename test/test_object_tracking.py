@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.world_models.encoder import LatentLayout
-from vla_reasoner_ros.world_models.tracking import FORGET_S, ObjectTracker
+from vla_reasoner_ros.world_models.tracking import ObjectTracker, TrackerParameters
 
 LAYOUT = LatentLayout()
 RED = 0
@@ -60,10 +61,19 @@ def test_an_object_that_somebody_moved_is_seen_at_once(tracker):
     assert torch.equal(red_of(found), torch.tensor([0.45, -0.1, 0.02]))
 
 
-@pytest.mark.parametrize("stamp", [STEP, 0, STEP + round(FORGET_S * 1e9) + 1])
+@pytest.mark.parametrize("stamp", [STEP, 0, STEP + round(TrackerParameters().forget * 1e9) + 1])
 def test_an_old_a_repeated_and_a_much_later_observation_begin_anew(tracker, stamp):
     seen = latent((0.42, 0.05, 0.02), 0.05)
     assert torch.equal(tracker.update(seen, stamp), seen)
+
+
+def test_every_number_of_it_can_be_chosen():
+    quick = ObjectTracker(LAYOUT, {"forget": 0.3})
+    quick.update(latent((0.5, 0.1, 0.02), 0.002), STEP)
+    seen = latent((0.42, 0.05, 0.02), 0.05)
+    assert torch.equal(quick.update(seen, 2 * STEP), seen)
+    with pytest.raises(ConfigurationError, match="did you mean forget"):
+        ObjectTracker(LAYOUT, {"forgets": 0.3})
 
 
 def test_what_proprioception_knows_is_never_weighed(tracker):

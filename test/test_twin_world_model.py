@@ -122,6 +122,22 @@ def test_what_is_held_stays_held(wrong, world):
     assert imagined_place(twin, 1, "green_block")[2] - start[2] > 0.02
 
 
+def test_what_the_arm_hides_is_where_it_was_seen_before(twin, world, monkeypatch):
+    world.reset("lift_green", 5)
+    seen = world.observation()
+    latent = twin.encoder.encode([seen])[0]
+    green = twin._layout.objects.index("green_block")
+    hidden = latent.clone()
+    twin._layout.get(hidden, "object_position")[green, :2] += 0.04
+    twin._layout.get(hidden, "object_error")[green] = 0.05
+    views = iter([latent[None], hidden[None]])
+    monkeypatch.setattr(twin.encoder, "encode", lambda observations: next(views))
+    twin.encode(blind(seen))
+    first = imagined_place(twin, 0, "green_block")
+    twin.encode(blind(dataclasses.replace(seen, stamp_ns=seen.stamp_ns + 400_000_000)))
+    assert np.linalg.norm(imagined_place(twin, 0, "green_block") - first) < 0.005
+
+
 def test_objects_stay_where_nothing_touches_them(twin, world):
     world.reset("red_on_green", 9)
     twin.encode(blind(world.observation()))

@@ -7,8 +7,10 @@ is never read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from vla_reasoner_ros.sim.world import ACTION_SPEC, GRIPPER
 from vla_reasoner_ros.types import FloatArray, Observation
 from vla_reasoner_ros.world_models.base import Slots
 from vla_reasoner_ros.world_models.encoder import SYMMETRY, Encoder
+from vla_reasoner_ros.world_models.tracking import ObjectTracker
 
 HELD = 0.5
 """Probability above which the encoder's word that a block is held is taken."""
@@ -54,6 +57,7 @@ class TwinWorldModel:
         scene_hook: ``FILE.py:FUNCTION`` or a callable that changes the known scene.
         friction, mass, size: factors on the blocks' sliding friction, mass and edge, to see what
             a wrong model costs.
+        tracking: values of :class:`~vla_reasoner_ros.world_models.tracking.TrackerParameters`.
 
     Raises:
         ConfigurationError: weights are missing or of another layout, fewer than one macro step, a
@@ -73,6 +77,7 @@ class TwinWorldModel:
         friction: float = 1.0,
         mass: float = 1.0,
         size: float = 1.0,
+        tracking: Mapping[str, Any] | None = None,
     ) -> None:
         if macro_steps < 1:
             raise ConfigurationError(f"macro_steps: expected at least 1, got {macro_steps}")
@@ -82,6 +87,7 @@ class TwinWorldModel:
         self.macro_steps = macro_steps
         self.encoder = Encoder.load(models_dir or None)
         self._layout = self.encoder.layout
+        self._tracker = ObjectTracker(self._layout, tracking)
         self.joints = self._layout.joints
         self.latent_source = self.encoder.fingerprint
         if substeps < 1:
@@ -106,8 +112,12 @@ class TwinWorldModel:
         self._slots = [None] * capacity
 
     def encode(self, observation: Observation) -> None:
-        """Put the arm where it feels itself and the objects where they are seen, in slot 0."""
-        latent = self.encoder.encode([observation])[0]
+        """Put the arm where it feels itself and the objects where they are seen, in slot 0.
+
+        What the arm hides is where it was seen before.
+        """
+        seen = self.encoder.encode([observation])[0]
+        latent = self._tracker.update(seen, observation.stamp_ns)
         model, data = self._model, self._data
         mujoco.mj_resetData(model, data)
         places = self._layout.get(latent, "object_position").double().numpy()

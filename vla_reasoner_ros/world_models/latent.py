@@ -7,6 +7,7 @@ package, because a small network that predicts whole latents moves what should s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,7 @@ class LatentWorldModel:
         precision: of the dynamics, ``float32`` or ``bfloat16``.
         vision: folder or hub name of the frozen vision encoder below the encoder, where it was
             trained on one; empty takes the encoder's card's.
+        tracking: values of :class:`~vla_reasoner_ros.world_models.tracking.TrackerParameters`.
 
     Raises:
         ConfigurationError: weights are missing or corrupt, the dynamics was trained on another
@@ -299,7 +301,13 @@ class LatentWorldModel:
     name = "latent"
     needs_simulator_state = False
 
-    def __init__(self, models_dir: str = "", precision: str = "float32", vision: str = "") -> None:
+    def __init__(
+        self,
+        models_dir: str = "",
+        precision: str = "float32",
+        vision: str = "",
+        tracking: Mapping[str, Any] | None = None,
+    ) -> None:
         folder = Path(models_dir) if models_dir else models_directory()
         self.encoder = Encoder.load(folder, vision)
         network, card = load_dynamics(folder, self.encoder)
@@ -310,7 +318,7 @@ class LatentWorldModel:
         self.macro_steps = config.macro_steps
         self.joints = config.layout.joints
         self.latent_source = self.encoder.fingerprint
-        self._tracker = ObjectTracker(config.layout)
+        self._tracker = ObjectTracker(config.layout, tracking)
         self._states = torch.zeros((0, config.layout.width))
         self._variance = torch.zeros(0)
 
