@@ -279,6 +279,40 @@ def test_a_layout_shows_topics_and_fields_that_exist(layout):
         assert re.search(rf"^\S+ {field}\b", fields, re.M), f"{topic}.{field}"
 
 
+def published():
+    """What the nodes publish: topic to message type, from the table that is held to the code."""
+    pages = (ROOT / "docs" / "interfaces.md").read_text()
+    rows = re.findall(r"^\| `?([\w ]+)`? \| out \| `([^`]+)` \| `([^`]+)` \|", pages, re.M)
+    return {"/" + topic.replace("~", node).lstrip("/"): kind for node, topic, kind in rows}
+
+
+def displayed(layout):
+    """Topic and message type of every display that takes one type alone."""
+    if layout.suffix == ".rviz":
+        kinds = {"MarkerArray": "visualization_msgs/MarkerArray", "Image": "sensor_msgs/Image"}
+        for display in yaml.safe_load(layout.read_text())["Visualization Manager"]["Displays"]:
+            kind = kinds.get(display["Class"].rpartition("/")[2])
+            if kind:
+                assert display["Topic"]["Reliability Policy"] in ("Reliable", "Best Effort")
+                assert display["Topic"]["Durability Policy"] == "Volatile"  # fits every publisher
+                yield display["Topic"]["Value"], kind
+        return
+    for name, panel in json.loads(layout.read_text())["configById"].items():
+        if name.startswith("3D!"):
+            yield from ((topic, "visualization_msgs/MarkerArray") for topic in panel["topics"])
+        elif name.startswith("Image!"):
+            yield panel["imageMode"]["imageTopic"], "sensor_msgs/Image"
+        elif name.startswith("DiagnosticSummary!"):
+            yield panel["topicToRender"], "diagnostic_msgs/DiagnosticArray"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2], ids=lambda path: path.suffix)
+def test_a_display_is_given_the_messages_that_it_can_show(layout):
+    shown = list(displayed(layout))
+    assert len(shown) >= 2
+    assert {topic: published().get(topic) for topic, _ in shown} == dict(shown)
+
+
 def test_a_path_goes_on_along_the_best_children():
     tree = {
         "parents": [-1, 0, 0, 1, 1, 4],
