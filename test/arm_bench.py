@@ -5,6 +5,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_reasoner_ros.control.executor import ControllerState
@@ -35,6 +36,7 @@ SPEC = ActionSpec(
 )
 FORWARD = np.tile([0.012, 0.006, -0.01, 0.0, 0.0, 0.02, 1.0], (8, 1))
 MS = 1_000_000
+PERIODS = 0.02  # s: two control periods (watchdog.period, deadman's period)
 
 
 class Bench:
@@ -208,3 +210,37 @@ class Bench:
     def _diagnose(self, message):
         for status in message.status:
             self.diagnostics[status.name] = status
+
+
+def decelerated(bench, fault_ns, allowed=0.0, lead=0.03, joints=True, slack=1e-6):
+    """See one stop come in time, the arm get slower from then on, and rest."""
+    sent = len(bench.commands)
+    for _ in range(round((allowed + 0.6) / 0.01)):
+        bench.run(0.01, joints)
+        if len(bench.commands) > sent:
+            break
+    see_it_decelerate(bench, bench.commands[sent], fault_ns, allowed, lead, joints, slack)
+
+
+def see_it_decelerate(bench, stop, fault_ns, allowed=0.0, lead=0.03, joints=True, slack=1e-6):
+    delay = (bench.stamp(stop) - fault_ns) / 1e9
+    assert delay <= allowed + PERIODS + 1e-9
+    speeds = []
+    for _ in range(60):
+        bench.run(0.01, joints)
+        speeds.append(float(np.abs(bench.arm.state.velocity).max()))
+        if not speeds[-1]:
+            break
+    assert bench.at_rest()
+    later = np.array(speeds[round(lead / 0.01) :])
+    assert np.all(np.diff(later) <= slack), "it only gets slower"
+
+
+def reset(bench, name):
+    """A reset is granted, at the latest when what was under way has come to rest."""
+    for _ in range(50):
+        answer = bench.client.call(Trigger, f"{name}/reset", Trigger.Request())
+        if answer.success:
+            return
+        bench.run(0.02)
+    raise AssertionError(f"{name}: {answer.message}")

@@ -13,7 +13,17 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
 
-from arm_bench import DEADMAN, FORWARD, MS, NODE, ROBOT, Bench
+from arm_bench import (
+    DEADMAN,
+    FORWARD,
+    MS,
+    NODE,
+    ROBOT,
+    Bench,
+    decelerated,
+    reset,
+    see_it_decelerate,
+)
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
@@ -28,7 +38,6 @@ from vla_reasoner_ros.ros.conversions import header, trajectory_to_message
 from vla_reasoner_ros.ros.graph import GraphError
 from vla_reasoner_ros.ros.processes import NodeProcess
 
-PERIODS = 0.02  # s: two control periods (watchdog.period, deadman's period)
 SILENCE = 0.3  # s, deadman_node's controller_timeout
 
 
@@ -56,30 +65,6 @@ def bench(graph):
         graph.client.change(name, lifecycle.DEACTIVATE)
 
 
-def decelerated(bench, fault_ns, allowed=0.0, lead=0.03, joints=True, slack=1e-6):
-    """See one stop come in time, the arm get slower from then on, and rest."""
-    sent = len(bench.commands)
-    for _ in range(round((allowed + 0.6) / 0.01)):
-        bench.run(0.01, joints)
-        if len(bench.commands) > sent:
-            break
-    see_it_decelerate(bench, bench.commands[sent], fault_ns, allowed, lead, joints, slack)
-
-
-def see_it_decelerate(bench, stop, fault_ns, allowed=0.0, lead=0.03, joints=True, slack=1e-6):
-    delay = (bench.stamp(stop) - fault_ns) / 1e9
-    assert delay <= allowed + PERIODS + 1e-9
-    speeds = []
-    for _ in range(60):
-        bench.run(0.01, joints)
-        speeds.append(float(np.abs(bench.arm.state.velocity).max()))
-        if not speeds[-1]:
-            break
-    assert bench.at_rest()
-    later = np.array(speeds[round(lead / 0.01) :])
-    assert np.all(np.diff(later) <= slack), "it only gets slower"
-
-
 def free_again(bench):
     """A good chunk is taken and moves the arm."""
     for _ in range(200):  # the way back after a tracking error is slow
@@ -91,16 +76,6 @@ def free_again(bench):
     assert bench.status.chunks_accepted == accepted + 1
     bench.run(0.1)
     assert not bench.at_rest()
-
-
-def reset(bench, name):
-    """A reset is granted, at the latest when what was under way has come to rest."""
-    for _ in range(50):
-        answer = bench.client.call(Trigger, f"{name}/reset", Trigger.Request())
-        if answer.success:
-            return
-        bench.run(0.02)
-    raise AssertionError(f"{name}: {answer.message}")
 
 
 def runs_out(bench):
