@@ -164,7 +164,15 @@ class DecisionRecord:
                 ]
                 values[f"{kind} p50 [ms]"] = _percentile(times, 50)
                 values[f"{kind} p95 [ms]"] = _percentile(times, 95)
-        return Report(Level.OK, f"{len(self._components.names)} loaded", values)
+        found: list[Finding] = []
+        views = getattr(self._components.world_model, "views", None)
+        for camera, view in sorted(views.changes().items()) if views is not None else []:
+            values[f"camera {camera} moved [px]"] = round(view.shift, 2)
+            values[f"camera {camera} light [factor]"] = round(view.gain, 3)
+            if view.shift:
+                what = f"camera '{camera}' looks moved by {view.shift:.1f} px of the model's image"
+                found.append((Level.WARN, f"{what}; it is moved back for the search"))
+        return summary(found, f"{len(self._components.names)} loaded", values)
 
 
 def _judge(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.errors import ConfigurationError, ModelError
+from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim import scene
 from vla_reasoner_ros.sim.headless import mujoco, rollout
 from vla_reasoner_ros.sim.servo import Servo, ServoState
@@ -27,6 +28,7 @@ from vla_reasoner_ros.types import FloatArray, Observation
 from vla_reasoner_ros.world_models.base import Slots
 from vla_reasoner_ros.world_models.encoder import SYMMETRY, Encoder
 from vla_reasoner_ros.world_models.tracking import ObjectTracker
+from vla_reasoner_ros.world_models.views import ViewCorrector
 
 HELD = 0.5
 """Probability above which the encoder's word that a block is held is taken."""
@@ -58,6 +60,7 @@ class TwinWorldModel:
         friction, mass, size: factors on the blocks' sliding friction, mass and edge, to see what
             a wrong model costs.
         tracking: values of :class:`~vla_reasoner_ros.world_models.tracking.TrackerParameters`.
+        views: as in :class:`~vla_reasoner_ros.world_models.latent.LatentWorldModel`.
 
     Raises:
         ConfigurationError: weights are missing or of another layout, fewer than one macro step, a
@@ -78,6 +81,7 @@ class TwinWorldModel:
         mass: float = 1.0,
         size: float = 1.0,
         tracking: Mapping[str, Any] | None = None,
+        views: bool = True,
     ) -> None:
         if macro_steps < 1:
             raise ConfigurationError(f"macro_steps: expected at least 1, got {macro_steps}")
@@ -88,6 +92,8 @@ class TwinWorldModel:
         self.encoder = Encoder.load(models_dir or None)
         self._layout = self.encoder.layout
         self._tracker = ObjectTracker(self._layout, tracking)
+        folder = Path(models_dir) if models_dir else models_directory()
+        self.views = ViewCorrector.load(folder) if views else None
         self.joints = self._layout.joints
         self.latent_source = self.encoder.fingerprint
         if substeps < 1:
@@ -116,6 +122,8 @@ class TwinWorldModel:
 
         What the arm hides is where it was seen before.
         """
+        if self.views is not None:
+            observation = self.views.restore(observation)
         seen = self.encoder.encode([observation])[0]
         latent = self._tracker.update(seen, observation.stamp_ns)
         model, data = self._model, self._data

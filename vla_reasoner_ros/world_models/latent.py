@@ -34,6 +34,7 @@ from vla_reasoner_ros.world_models.compiled_dynamics import (
 from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout, rotation_matrix
 from vla_reasoner_ros.world_models.ensemble import EnsembleMlp
 from vla_reasoner_ros.world_models.tracking import ObjectTracker
+from vla_reasoner_ros.world_models.views import ViewCorrector
 
 MODEL_NAME = "latent_dynamics"
 
@@ -292,6 +293,8 @@ class LatentWorldModel:
         vision: folder or hub name of the frozen vision encoder below the encoder, where it was
             trained on one; empty takes the encoder's card's.
         tracking: values of :class:`~vla_reasoner_ros.world_models.tracking.TrackerParameters`.
+        views: whether images of a moved camera or under changed light are brought back to the view
+            of training, where the folder has weights for that.
 
     Raises:
         ConfigurationError: weights are missing or corrupt, the dynamics was trained on another
@@ -307,6 +310,7 @@ class LatentWorldModel:
         precision: str = "float32",
         vision: str = "",
         tracking: Mapping[str, Any] | None = None,
+        views: bool = True,
     ) -> None:
         folder = Path(models_dir) if models_dir else models_directory()
         self.encoder = Encoder.load(folder, vision)
@@ -319,6 +323,7 @@ class LatentWorldModel:
         self.joints = config.layout.joints
         self.latent_source = self.encoder.fingerprint
         self._tracker = ObjectTracker(config.layout, tracking)
+        self.views = ViewCorrector.load(folder) if views else None
         self._states = torch.zeros((0, config.layout.width))
         self._variance = torch.zeros(0)
 
@@ -333,6 +338,8 @@ class LatentWorldModel:
 
     def encode(self, observation: Observation) -> None:
         """Write the state that was seen to slot 0, with what is hidden where it was seen last."""
+        if self.views is not None:
+            observation = self.views.restore(observation)
         seen = self.encoder.encode([observation])[0]
         self._states[0] = self._tracker.update(seen, observation.stamp_ns)
         self._variance[0] = 0.0

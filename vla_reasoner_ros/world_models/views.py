@@ -226,7 +226,7 @@ class ViewCorrector:
         self._networks = networks.eval().requires_grad_(False)
         self.config = config
         self.least = least
-        self.seen: dict[str, View] = {}
+        self._undone: dict[str, View] = {}
 
     @classmethod
     def load(cls, folder: Path) -> ViewCorrector | None:
@@ -253,8 +253,7 @@ class ViewCorrector:
     def restore(self, observation: Observation) -> Observation:
         """The observation with its images as the view of training would show them.
 
-        Images of an unchanged view stay bit for bit. :attr:`seen` then says what was found, the
-        changes too small to count included.
+        Images of an unchanged view stay bit for bit.
 
         Raises:
             ObservationError: a camera is missing or its image has another size.
@@ -264,9 +263,14 @@ class ViewCorrector:
         images = dict(observation.images)
         for camera in self.config.cameras:
             image = self._image(observation, camera)
-            self.seen[camera] = self.look(camera, image, pose)
-            images[camera] = self.seen[camera].significant(self.least[camera]).undone(image)
+            view = self.look(camera, image, pose).significant(self.least[camera])
+            images[camera] = view.undone(image)
+            self._undone[camera] = view
         return replace(observation, images=images)
+
+    def changes(self) -> dict[str, View]:
+        """By camera, what was undone in the newest observation; nothing before the first."""
+        return dict(self._undone)
 
     @torch.inference_mode()
     def look(self, camera: str, image: NDArray[np.uint8], pose: Tensor) -> View:
