@@ -233,6 +233,14 @@ def test_the_robot_must_have_what_the_policy_moves_and_reads(recordings):
     assert "'elbow'" in found["robot: joints of the state"]
 
 
+def test_the_width_of_actions_is_held_against_robot_and_recordings(recordings):
+    short = dataclasses.replace(JOINT, names=(*JOINTS[:6], "gripper"), gripper=GripperSpec(6))
+    imitator = Imitator(recordings["joint"], spec=short)
+    found = failed(check(imitator, load_robot("fr3"), None, recordings["joint"]))
+    assert found["robot: action width"] == "policy 7, robot 8"
+    assert found["recordings: action width"] == "policy 7, recordings 8"
+
+
 def test_the_contract_must_have_the_cameras_in_their_sizes(recordings):
     contract = load_contract("franka")
     found = failed(check(Imitator(recordings["delta"]), contract=contract))

@@ -21,7 +21,13 @@ from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError, VlaReasonerError
 from vla_reasoner_ros.policies.base import Policy, PolicySpec
 from vla_reasoner_ros.rotations import conjugate, product, to_rotation_vector
-from vla_reasoner_ros.types import ActionSpec, FloatArray, Observation, Representation
+from vla_reasoner_ros.types import (
+    MOTION_DIMENSIONS,
+    ActionSpec,
+    FloatArray,
+    Observation,
+    Representation,
+)
 
 SCALE_WARNS, SCALE_FAILS = 3.0, 10.0
 """Ratio of the policy's spread to the demonstrated one; a wrong unit is off by 57 or 1000."""
@@ -195,7 +201,8 @@ def _of_spec(spec: PolicySpec) -> Iterator[Finding]:
 def _against_robot(spec: PolicySpec, robot: Robot) -> Iterator[Finding]:
     action = spec.action
     names = tuple(action.names[i] for i in action.motion_indices)
-    if action.representation in (Representation.JOINT_POSITION, Representation.JOINT_DELTA):
+    is_joint = action.representation in (Representation.JOINT_POSITION, Representation.JOINT_DELTA)
+    if is_joint:
         level = Level.PASS if names == robot.joint_names else Level.FAIL
         said = f"policy {', '.join(names)}; robot {', '.join(robot.joint_names)}"
         yield Finding("robot: joints of actions", level, said)
@@ -209,6 +216,10 @@ def _against_robot(spec: PolicySpec, robot: Robot) -> Iterator[Finding]:
             level = Level.PASS if spec.control_frame == tcp else Level.FAIL
             said = f"policy moves {spec.control_frame!r}; the robot's TCP is {tcp!r}"
             yield Finding("robot: control frame", level, said)
+    moved = len(robot.joint_names) if is_joint else MOTION_DIMENSIONS[action.representation]
+    width = moved + (action.gripper is not None)
+    level = Level.PASS if action.dimensions == width else Level.FAIL
+    yield Finding("robot: action width", level, f"policy {action.dimensions}, robot {width}")
     has = robot.gripper_opening is not None
     level = Level.PASS if has == (action.gripper is not None) else Level.WARN
     said = f"policy {'commands' if action.gripper else 'ignores'} a gripper; "
@@ -233,6 +244,9 @@ def _cameras(spec: PolicySpec, found: dict[str, tuple[int, int]], where: str) ->
 def _against_recordings(spec: PolicySpec, episodes: EpisodeSet) -> Iterator[Finding]:
     mine, theirs = spec.action, episodes.action_spec
     yield from _cameras(spec, episodes.cameras, "recordings")
+    level = Level.PASS if mine.dimensions == theirs.dimensions else Level.FAIL
+    said = f"policy {mine.dimensions}, recordings {theirs.dimensions}"
+    yield Finding("recordings: action width", level, said)
     for part in ("representation", "names", "frame", "gripper"):
         own, other = getattr(mine, part), getattr(theirs, part)
         level = Level.PASS if own == other else Level.FAIL
