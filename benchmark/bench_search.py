@@ -2,9 +2,10 @@
 
 The reference model: a latent of 128, an MLP of two layers of 512 for the dynamics and another for
 the value, 7-D actions, 256 simulations in waves of 32. With the extra ``mctx`` installed
-(``pip install mctx==0.0.71``) the same weights run through ``mctx.muzero_policy`` as well, on all
-the threads it likes. What is compared runs alternately, and the fastest runs are compared, as
-others only slow a run down; ``detail`` has the medians and the load. One JSON object a line.
+(``pip install mctx==0.0.71``) the same weights run through ``mctx.muzero_policy`` as well, in the
+precision and on the threads that suit it best, as ours do. What is compared runs alternately, and
+the fastest runs are compared, as others only slow a run down; ``detail`` has the medians and the
+load. One JSON object a line.
 """
 
 from __future__ import annotations
@@ -207,13 +208,14 @@ class Bench:
         return replay(True), replay(False)
 
 
-def overhead(model: ReferenceModel, rounds: int = 300) -> dict[str, Any]:
+def overhead(rounds: int = 300) -> dict[str, Any]:
     """Search time over the time of the bare batched world-model and value calls that it makes.
 
-    The calls are replayed alone, over and over, which is how models run fastest; ``detail`` also
-    compares with the same calls timed inside the search, where they find the caches cold.
+    The models are float32 on one thread. The calls are replayed alone, over and over, which is how
+    models run fastest; ``detail`` also compares with the same calls timed inside the search, where
+    they find the caches cold, and with faster models, beside which the same search weighs more.
     """
-    bench = Bench(model, parameters())
+    bench = Bench(ReferenceModel(), parameters())
     every, learned = bench.bare()
     times = alternately({"search": bench.run, "every": every, "learned": learned}, rounds)
     fastest = {name: float(seconds.min()) for name, seconds in times.items()}
@@ -230,9 +232,25 @@ def overhead(model: ReferenceModel, rounds: int = 300) -> dict[str, Any]:
             "of_medians": round(median["search"] / median["learned"], 4),
             "search_ms": round(1e3 * fastest["search"], 3),
             "world_model_and_value_ms": round(1e3 * fastest["learned"], 3),
+            "of_faster_models": faster_models(rounds),
             "load": load(),
         },
     }
+
+
+def faster_models(rounds: int) -> dict[str, float]:
+    """The overhead beside models in bfloat16, and on all threads, where there are such."""
+    threads = os.cpu_count() or 1
+    kinds = [("float32", threads)] if threads > 1 else []
+    if HAS_BFLOAT16:
+        kinds += [("bfloat16", count) for count in sorted({1, threads})]
+    ratios = {}
+    for precision, count in kinds:
+        bench = Bench(ReferenceModel(precision, count), parameters())
+        times = alternately({"search": bench.run, "learned": bench.bare()[1]}, rounds)
+        ratio = times["search"].min() / times["learned"].min()
+        ratios[f"{precision}, {count} threads"] = round(float(ratio), 4)
+    return ratios
 
 
 def mctx_search(model: ReferenceModel, precision: str) -> Callable[[], Any]:
@@ -449,9 +467,11 @@ def first_call(model: ReferenceModel) -> dict[str, Any]:
 def main() -> None:
     """Print every figure as soon as it is known."""
     model = ReferenceModel()
-    for figure in (first_call, overhead, scaling, memory, deadline):
-        print(json.dumps(figure(model)), flush=True)
+    print(json.dumps(first_call(model)), flush=True)
+    print(json.dumps(overhead()), flush=True)
     print(json.dumps(against_mctx()), flush=True)
+    for figure in (scaling, memory, deadline):
+        print(json.dumps(figure(model)), flush=True)
 
 
 if __name__ == "__main__":

@@ -320,27 +320,21 @@ def re_root(
     Returns:
         Where the imagined states are, and where they must be copied to.
     """
-    edges = edges_of(tree, top)
-    children = tree.edges["child"][edges]
-    visits = np.where(children >= 0, tree.nodes["visits"][np.maximum(children, 0)], 0)
-    order = np.lexsort((-tree.edges["prior"][edges], -visits))[: fan - 1]
-    for edge in np.delete(edges, order):
-        if tree.edges["child"][edge] >= 0:
-            tree.nodes["parent"][tree.edges["child"][edge]] = NONE
-    kept = subtree(tree, top)[1:]
+    own_edges, kept = _worth_keeping(tree, top, fan)
     renamed = np.full(tree.counters[NODES], NONE, np.int32)
     renamed[kept] = np.arange(1, 1 + len(kept))
     renamed[top] = 0
 
-    blocks = [edges[np.sort(order)], *(edges_of(tree, node) for node in kept)]
+    blocks = [own_edges, *(edges_of(tree, node) for node in kept)]
     counts = np.array([len(block) for block in blocks])
     old_edges = np.concatenate(blocks)
     candidates = {name: tree.edges[name][old_edges] for name in EDGE_FIELDS}
     actions = tree.action[old_edges]
     children = tree.edges["child"][old_edges]
     children = np.where(children >= 0, renamed[np.maximum(children, 0)], children)
-    nodes = {name: tree.nodes[name][kept] for name in NODE_FIELDS}
-    parents, depths = renamed[tree.nodes["parent"][kept]], tree.nodes["depth"][kept] - 1
+    nodes: dict[str, Any] = {name: tree.nodes[name][kept] for name in NODE_FIELDS}
+    nodes |= {"parent": renamed[tree.nodes["parent"][kept]], "depth": tree.nodes["depth"][kept] - 1}
+    nodes |= {"in_flight": 0, "waiting": 0, "blocked": NONE}
 
     reset(tree)
     inner, outer = slice(1, 1 + len(kept)), slice(1, 1 + len(old_edges))
@@ -349,35 +343,52 @@ def re_root(
     for name, values in candidates.items():
         tree.edges[name][outer] = values
     tree.action[outer] = actions
-    tree.nodes["parent"][inner], tree.nodes["depth"][inner] = parents, depths
-    tree.nodes["in_flight"][inner], tree.nodes["waiting"][inner], tree.nodes["blocked"][inner] = (
-        0,
-        0,
-        NONE,
-    )
     places = np.arange(1, 1 + len(old_edges), dtype=np.int32)
     tree.edges["child"][outer] = children
     tree.nodes["edge"][children[children >= 0]] = places[children >= 0]
+    _link(tree, counts)
+    _put_first(tree, reference, origin, int(counts[0]))
+    tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), 1 + len(old_edges)
+    return kept.astype(np.int64), np.arange(1, 1 + len(kept), dtype=np.int64)
+
+
+def _worth_keeping(tree: Tree, top: int, fan: int) -> tuple[Ints, Ints]:
+    """Edges of a new root, room left for one more, and the nodes beneath them.
+
+    The least visited of too many is dropped, its child loses its parent.
+    """
+    edges = edges_of(tree, top)
+    children = tree.edges["child"][edges]
+    visits = np.where(children >= 0, tree.nodes["visits"][np.maximum(children, 0)], 0)
+    order = np.lexsort((-tree.edges["prior"][edges], -visits))[: fan - 1]
+    for edge in np.delete(edges, order):
+        if tree.edges["child"][edge] >= 0:
+            tree.nodes["parent"][tree.edges["child"][edge]] = NONE
+    return edges[np.sort(order)], subtree(tree, top)[1:]
+
+
+def _link(tree: Tree, counts: NDArray[np.int64]) -> None:
+    """Make lists of edges that lie one after the other, from edge 1 on, ``counts`` a node."""
+    total = int(counts.sum())
     firsts = 1 + np.cumsum(counts) - counts
     lasts = firsts + counts - 1
-    tree.edges["sibling"][outer] = places + 1
+    tree.edges["sibling"][1 : 1 + total] = np.arange(2, 2 + total)
     tree.edges["sibling"][lasts[counts > 0]] = NONE
-    owners = slice(0, 1 + len(kept))
+    owners = slice(0, len(counts))
     tree.nodes["first_edge"][owners] = np.where(counts > 0, firsts, NONE)
     tree.nodes["last_edge"][owners] = np.where(counts > 0, lasts, NONE)
     tree.nodes["edge_count"][owners] = counts
 
+
+def _put_first(tree: Tree, reference: NDArray[np.float32], origin: int, others: int) -> None:
+    """Make edge 0 the root's first candidate, with the prior of the best of the ``others``."""
     tree.edges["child"][0], tree.edges["origin"][0], tree.action[0] = NONE, origin, reference
     tree.edges["sibling"][0] = tree.nodes["first_edge"][0]
-    tree.nodes["first_edge"][0], tree.nodes["edge_count"][0] = 0, 1 + counts[0]
+    tree.nodes["first_edge"][0], tree.nodes["edge_count"][0] = 0, 1 + others
     tree.nodes["last_edge"][0] = max(0, tree.nodes["last_edge"][0])
-    root_edges = slice(0, 1 + counts[0])
-    tree.edges["prior"][0] = tree.edges["prior"][root_edges][1:].max(
-        initial=np.finfo(np.float32).tiny
-    )
-    tree.edges["prior"][root_edges] /= tree.edges["prior"][root_edges].sum()
-    tree.counters[NODES], tree.counters[EDGES] = 1 + len(kept), 1 + len(old_edges)
-    return kept.astype(np.int64), np.arange(1, 1 + len(kept), dtype=np.int64)
+    priors = tree.edges["prior"][: 1 + others]
+    priors[0] = priors[1:].max(initial=np.finfo(np.float32).tiny)
+    priors /= priors.sum()
 
 
 def settle_root(tree: Tree, value: float, spread: float, discount: float, best_child: bool) -> None:
