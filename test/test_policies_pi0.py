@@ -199,6 +199,18 @@ def test_a_missing_file_is_named(checkpoint, tmp_path, file, message):
         load(folder)
 
 
+def test_pickles_are_not_read_and_the_repositorys_code_has_no_effect(checkpoint, tmp_path):
+    folder = copy(checkpoint, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_evil.py").write_text("raise SystemExit('ran')")
+    assert load(folder).spec.horizon == 10
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigurationError, match=r"pytorch_model\.bin is a pickle"):
+        load(folder)
+
+
 def test_a_model_of_another_type_and_no_model_at_all_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigurationError, match="type 'llama', expected 'pi0'"):

@@ -1,5 +1,6 @@
 """The world model on a frozen vision encoder: encoder, predictor, value, their training."""
 
+import inspect
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from vla_reasoner_ros import cli, plugins
 from vla_reasoner_ros.components import ComponentParameters, load_components
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
+from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.planner import blank, warm_up
 from vla_reasoner_ros.policies.base import PolicySpec
 from vla_reasoner_ros.priors.gaussian import GaussianPrior
@@ -310,6 +312,16 @@ def test_bad_options_of_the_training_are_named(trained, tmp_path, words, message
     ]  # fmt: skip
     assert cli.main(["train", "vision-model", *common, *SIZES, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("world_model", "vjepa2_ac"), ("value", "vision_progress")]
+)
+def test_the_shipped_file_of_options_can_be_taken(kind, name):
+    options = plugins.read_options(share_directory() / "config" / "models" / f"{name}.yaml")
+    assert options.keys() <= inspect.signature(plugins.load(kind, name)).parameters.keys()
+    page = share_directory() / "docs" / "policies" / "vision_world_models.md"
+    assert f"config/models/{name}.yaml" in page.read_text(encoding="utf-8")
 
 
 def test_dense_labels_need_recorded_progress(trained, tmp_path, capsys):
