@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -61,15 +62,16 @@ ENCODINGS: dict[str, Encoding] = {
 }
 
 
-def decode_image(message: Any, topic: str) -> RgbImage:
+def decode_image(message: Any, topic: str, *, shared: bool = False) -> RgbImage:
     """The pixels of a ``sensor_msgs/Image``.
 
     Args:
         message: anything with the fields of that message, from ROS or from a bag.
         topic: for the error text.
+        shared: the pixels may be the message's own bytes, for messages that nobody changes.
 
     Returns:
-        (H, W, 3) uint8, RGB, contiguous and independent of the message.
+        (H, W, 3) uint8, RGB, contiguous and, unless ``shared``, independent of the message.
 
     Raises:
         ObservationError: empty, unknown encoding, or ``step`` or the data's size does not fit.
@@ -101,6 +103,8 @@ def decode_image(message: Any, topic: str) -> RgbImage:
         samples = np.ascontiguousarray(rows).view(">u2" if message.is_bigendian else "<u2")
         rows = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
     pixels = np.ascontiguousarray(rows).reshape(height, width, encoding.channels)
+    if shared and encoding.color_code is None:
+        return pixels
     return _to_rgb(pixels, encoding.color_code, rows, topic, message.encoding)
 
 
@@ -152,10 +156,10 @@ def decode_compressed(message: Any, topic: str) -> RgbImage:
 
 
 DECODERS: dict[str, Callable[[Any, str], RgbImage]] = {
-    "image": decode_image,
+    "image": partial(decode_image, shared=True),
     "compressed": decode_compressed,
 }
-"""By the word that a contract uses for the message type."""
+"""For recorded messages, by the word that a contract uses for the message type."""
 
 
 def encode_jpeg(image: RgbImage, quality: int) -> bytes:

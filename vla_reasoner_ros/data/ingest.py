@@ -159,6 +159,17 @@ class _Buffer:
         """The sample before another one."""
         return next((s for s in reversed(self._samples) if s.stamp_ns < sample.stamp_ns), None)
 
+    def settle(self, sample: _Sample) -> None:
+        """Forget what is older than a sample that a moment took: moments come in their order.
+
+        The one before it stays for its stamp and what it measured; of pictures the stamp alone.
+        """
+        samples = self._samples
+        while len(samples) > 1 and samples[1].stamp_ns < sample.stamp_ns:
+            samples.popleft()
+        if isinstance(self.stream, CameraStream) and samples[0].stamp_ns < sample.stamp_ns:
+            samples[0].payload = None
+
     def clear(self) -> None:
         """Forget all samples; the counts stay."""
         self._samples.clear()
@@ -443,6 +454,7 @@ class Ingest:
         for name, sample in chosen.items():
             sample.moments += 1
             self.statistics[name].used += sample.moments == 1
+            self._buffers[name].settle(sample)
         for name, age in ages.items():
             self.statistics[name].age = age
         return observation
