@@ -178,6 +178,42 @@ def test_a_recording_of_a_running_graph_replays(tmp_path, monkeypatch):
     assert len(stamps) >= 14
 
 
+def test_a_message_is_recorded_when_it_came_not_when_a_busy_recorder_took_it():
+    """An executor takes one message of each topic in turn, whichever of them came first."""
+    rclpy = pytest.importorskip("rclpy", reason="source a ROS 2 or run make setup")
+    from rclpy.executors import SingleThreadedExecutor
+    from std_msgs.msg import String
+
+    from vla_reasoner_ros.ros import qos, record
+
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=87)
+    node = rclpy.create_node("recorder", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    first, second = (node.create_publisher(String, name, qos.STATE) for name in ("first", "second"))
+    taken = []
+    topics = {"first": recordings.STRING, "second": recordings.STRING}
+    try:
+        recorder = record.Recorder(
+            node, topics, lambda topic, kind, data, time_ns: taken.append((time_ns, topic))
+        )
+        end = time.monotonic() + 60.0
+        while not (first.get_subscription_count() and second.get_subscription_count()):
+            assert time.monotonic() < end, recorder.missing
+            executor.spin_once(timeout_sec=0.05)
+        for publisher in (first, first, first, second):
+            publisher.publish(String(data="x"))
+        while len(taken) < 4:
+            assert time.monotonic() < end, taken
+            executor.spin_once(timeout_sec=0.05)
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    assert [topic for _, topic in sorted(taken)] == ["/first"] * 3 + ["/second"]
+
+
 def test_a_bag_is_played_with_its_time_and_without_commands(tmp_path):
     rclpy = pytest.importorskip("rclpy", reason="source a ROS 2 or run make setup")
     from rclpy.executors import SingleThreadedExecutor

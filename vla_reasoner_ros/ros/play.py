@@ -7,18 +7,13 @@ the recorded /clock where the stamps are a simulator's.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
 from vla_reasoner_ros.data.bag_ingest import RECORDED, STAMPS, STRING, TOLD, BagIngest, stamp_of
@@ -28,8 +23,8 @@ from vla_reasoner_ros.data.message_types import NANOSECONDS, to_nanoseconds
 from vla_reasoner_ros.errors import BagError, ConfigurationError
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_stamp
-from vla_reasoner_ros.ros.middleware import use_shared_memory
 from vla_reasoner_ros.ros.record import message_class
+from vla_reasoner_ros.ros.verb_node import verb_node
 
 TICK_NS = 10_000_000
 """Longest step of /clock."""
@@ -123,39 +118,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Play once."""
     if arguments.rate <= 0.0:
         raise ConfigurationError(f"--rate: expected more than 0, got {arguments.rate}")
-    use_shared_memory(os.environ)
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    stop: list[int] = []
-    handlers = {n: signal.signal(n, lambda s, _: stop.append(s)) for n in (2, 15)}
-    node = rclpy.create_node(
-        "bag_player", namespace=arguments.namespace or None, use_global_arguments=False
-    )
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
+    contract = load_contract(arguments.contract)
+    with (
+        BagReader(arguments.bag) as bag,
+        verb_node("bag_player", arguments.namespace) as (node, executor, stopped),
+    ):
 
-    def pause(seconds: float) -> bool:
-        executor.spin_once(timeout_sec=0.0)
-        time.sleep(seconds)
-        return not stop
+        def pause(seconds: float) -> bool:
+            executor.spin_once(timeout_sec=0.0)
+            time.sleep(seconds)
+            return not stopped()
 
-    try:
-        with BagReader(arguments.bag) as bag:
-            ingest = BagIngest(
-                bag, load_contract(arguments.contract), namespace=arguments.bag_namespace
-            )
-            player = Player(node, bag, ingest, arguments.rate)
-            end = time.monotonic() + arguments.wait
-            while not player.listeners and not stop:
-                if time.monotonic() > end:
-                    raise BagError(f"nobody subscribes to what {arguments.bag} plays")
-                pause(0.05)
-            print(f"play: {arguments.bag}, time from {ingest.clock}", file=sys.stderr)
-            player.play(pause)
-            print(f"play: {player.played} messages", file=sys.stderr)
-    finally:
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        ingest = BagIngest(bag, contract, namespace=arguments.bag_namespace)
+        player = Player(node, bag, ingest, arguments.rate)
+        end = time.monotonic() + arguments.wait
+        while not player.listeners and not stopped():
+            if time.monotonic() > end:
+                raise BagError(f"nobody subscribes to what {arguments.bag} plays")
+            pause(0.05)
+        print(f"play: {arguments.bag}, time from {ingest.clock}", file=sys.stderr)
+        player.play(pause)
+        print(f"play: {player.played} messages", file=sys.stderr)
     return 0

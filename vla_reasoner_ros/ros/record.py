@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rclpy
 import yaml
 from rcl_interfaces.srv import GetParameters, ListParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -25,7 +22,6 @@ from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
-from rclpy.signals import SignalHandlerOptions
 
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.data.message_types import serialize
@@ -38,7 +34,7 @@ from vla_reasoner_ros.data.recording import (
     recorded_topics,
 )
 from vla_reasoner_ros.errors import ConfigurationError
-from vla_reasoner_ros.ros.middleware import use_shared_memory
+from vla_reasoner_ros.ros.verb_node import verb_node
 from vla_reasoner_ros.srv import GetSearchTree
 
 QUEUE = 1000
@@ -120,10 +116,14 @@ class Recorder:
         """Ask the planner for the tree of every decision, unless it publishes them by itself."""
         self._trees = self._node.create_client(GetSearchTree, "planner_node/get_search_tree")
 
-    def _came(self, topic: str, kind: str, latched: bool, data: bytes) -> None:
+    def _came(
+        self, topic: str, kind: str, latched: bool, data: bytes, info: Mapping[str, int]
+    ) -> None:
         if latched:
             self._latched[topic] = (kind, data)
-        self._take(topic, kind, data, time.time_ns())
+        # When the middleware got it: a busy recorder takes what waits topic by topic, and a picture
+        # that is written before the /clock that came first would seem to be of the future.
+        self._take(topic, kind, data, info.get("received_timestamp") or time.time_ns())
         asked = topic.endswith("/search_statistics") and self._tree_topic not in self._subscriptions
         if asked and self._trees is not None and self._trees.service_is_ready():
             self._trees.call_async(GetSearchTree.Request()).add_done_callback(self._tree_came)
@@ -206,23 +206,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(f"--topics: expected TOPIC:=PACKAGE/msg/TYPE, got {word!r}")
         topics[topic] = kind
     out = arguments.out or Path("recordings") / time.strftime("%Y%m%d_%H%M%S")
-    use_shared_memory(os.environ)
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    stop: list[int] = []
-    handlers = {n: signal.signal(n, lambda s, _: stop.append(s)) for n in (2, 15)}
-    node = rclpy.create_node(
-        "recorder", namespace=arguments.namespace or None, use_global_arguments=False
-    )
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        return record(node, executor, topics, out, arguments, lambda: bool(stop), sys.stderr.write)
-    finally:
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with verb_node("recorder", arguments.namespace) as (node, executor, stopped):
+        return record(node, executor, topics, out, arguments, stopped, sys.stderr.write)
 
 
 def record(
