@@ -50,8 +50,9 @@ class HeldDecider:
         self.resets = 0
         self.parameters = []
 
-    def decide(self, observation, deadline_s=None, actions_consumed=None):
+    def decide(self, observation, deadline_s=None, actions_consumed=None, frozen=None):
         self.asked.put(observation)
+        self.frozen = frozen() if frozen else "unknown"
         assert self.gate.acquire(timeout=10)
         if observation.instruction == "?":
             raise InstructionError("unknown instruction '?'")

@@ -11,12 +11,14 @@ from typing import Protocol
 
 import numpy as np
 
+from vla_reasoner_ros.control.commands import ExecutorStatus
 from vla_reasoner_ros.errors import ObservationError
 from vla_reasoner_ros.policies.base import Policy, PolicySpec
 from vla_reasoner_ros.reasoner import Reasoner
+from vla_reasoner_ros.running_chunks import RunningChunks
 from vla_reasoner_ros.schedule import is_due
 from vla_reasoner_ros.search.parameters import SearchParameters
-from vla_reasoner_ros.types import ActionSpec, Decision, FloatArray, Observation
+from vla_reasoner_ros.types import ActionChunk, ActionSpec, Decision, FloatArray, Observation
 from vla_reasoner_ros.world_models.base import WorldModel
 
 
@@ -28,6 +30,7 @@ class Decider(Protocol):
         observation: Observation,
         deadline_s: float | None = None,
         actions_consumed: Callable[[], int] | None = None,
+        frozen: Callable[[], ActionChunk | None] | None = None,
     ) -> Decision:
         """Decide on one observation."""
 
@@ -82,6 +85,7 @@ class Planner:
         self._ending = False
         self._decided_ns: int | None = None
         self._running: Future[None] | None = None
+        self._chunks = RunningChunks()
 
     def start(self) -> None:
         """Begin to decide, as at the start of an episode."""
@@ -103,6 +107,10 @@ class Planner:
         with self._wake:
             self._newest = None if self._paused else observation
             self._wake.notify()
+
+    def reported(self, status: ExecutorStatus, stamp_ns: int) -> None:
+        """The arm controller said how far the arm is in the running chunk."""
+        self._chunks.reported(status, stamp_ns)
 
     def change(self, parameters: SearchParameters) -> None:
         """Take over parameters between two decisions."""
@@ -161,6 +169,7 @@ class Planner:
         first = resetting or self._decided_ns is None or observation.stamp_ns < self._decided_ns
         if first:
             self._reasoner.reset()
+            self._chunks.clear()
         self._decided_ns = observation.stamp_ns
 
         def consumed() -> int:
@@ -168,8 +177,16 @@ class Planner:
             passed_ns = self._now_ns() - observation.stamp_ns
             return 0 if first else max(0, int(passed_ns / (self._spec.dt * 1e9)))
 
-        decision = self._reasoner.decide(observation, actions_consumed=consumed)
+        def frozen() -> ActionChunk | None:
+            return self._chunks.frozen(observation.stamp_ns)
+
+        decision = self._reasoner.decide(
+            observation,
+            actions_consumed=consumed,
+            frozen=frozen if self._chunks.known else None,
+        )
         if not self._abandoned:
+            self._chunks.published(decision.chunk)
             self._publish(decision)
 
 

@@ -149,6 +149,7 @@ class Reasoner:
         observation: Observation,
         deadline_s: float | None = None,
         actions_consumed: Callable[[], int] | None = None,
+        frozen: Callable[[], ActionChunk | None] | None = None,
     ) -> Decision:
         """Decide what to do.
 
@@ -158,6 +159,9 @@ class Reasoner:
                 Without time to search the answer is the policy's chunk.
             actions_consumed: asked at the end for the actions of the new chunk that fell due
                 meanwhile.
+            frozen: asked for the actions of the running chunk that the arm takes before the new one
+                can take over, for policies that can continue them; None guesses from the last
+                decision.
 
         Raises:
             ObservationError: the policy failed, and the observation lacks what holding needs.
@@ -171,7 +175,8 @@ class Reasoner:
             self._interrupted.clear()
             self._sequence += 1
             statistics = self._blank_statistics(observation)
-            proposals = self._propose(observation, stages, statistics)
+            prefix = frozen() if frozen else self._still_to_come(observation)
+            proposals = self._propose(observation, prefix, stages, statistics)
             chunk, tree = self._reason(observation, proposals, deadline, stages, statistics)
             chunk = replace(chunk, consumed=actions_consumed() if actions_consumed else 0)
             self._look_ahead(observation, chunk, tree is not None, statistics)
@@ -214,13 +219,17 @@ class Reasoner:
         )
 
     def _propose(
-        self, observation: Observation, stages: Stages, statistics: SearchStatistics
+        self,
+        observation: Observation,
+        prefix: ActionChunk | None,
+        stages: Stages,
+        statistics: SearchStatistics,
     ) -> list[ActionChunk]:
         """The policy's chunks, the best first; none when it failed."""
         wanted = self._imagination.prior.proposals if self._engine and self._imagination else 1
         try:
             if isinstance(self._policy, PrefixConditioned):
-                self._policy.condition_on_prefix(self._still_to_come(observation))
+                self._policy.condition_on_prefix(prefix)
             proposals = list(self._policy.propose(observation, wanted))
             if not proposals:
                 raise ModelError("it proposed nothing")

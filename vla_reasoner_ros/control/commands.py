@@ -95,3 +95,4 @@ class ExecutorStatus:
     chunks_rejected: int
     last_rejection: str
     tracking_error: float
+    actions_frozen: int = 0

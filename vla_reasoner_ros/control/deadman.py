@@ -15,6 +15,7 @@ from vla_reasoner_ros.control.commands import (
     TimedTrajectory,
 )
 from vla_reasoner_ros.control.echo import SentCommands, as_played
+from vla_reasoner_ros.control.parameters import ControllerParameters, RobotParameters
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.control.stopping import brake
 from vla_reasoner_ros.control.stops import ResetRefused
@@ -30,19 +31,9 @@ class SignOfLifeError(VlaReasonerError):
 
 
 @dataclass(frozen=True)
-class DeadmanParameters:
+class DeadmanParameters(RobotParameters, ControllerParameters):
     """Of whom the deadman must hear, and how often."""
 
-    robot: str = parameter(
-        "fr3",
-        "Name of a robot preset (fr3, panda, ur5e, ur10e) or path of a robot file.",
-        read_only=True,
-    )
-    limits: str = parameter(
-        "",
-        "Which of the robot file's limit sets to use; empty takes the file's default.",
-        read_only=True,
-    )
     period: float = parameter(
         0.01, "Time between two looks.", unit="s", minimum=0.001, maximum=0.1, read_only=True
     )

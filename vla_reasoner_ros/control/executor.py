@@ -420,6 +420,7 @@ class ChunkExecutor:
             chunks_rejected=self._rejected,
             last_rejection=self._last_rejection,
             tracking_error=self._reference.tracking_error(),
+            actions_frozen=self._queue.actions_frozen(now_ns + self._running.lead_ns()),
         )
 
     @property

@@ -300,14 +300,9 @@ class GripperParameters:
 
 
 @dataclass(frozen=True)
-class ControlParameters:
-    """All parameters of the arm controller."""
+class RobotParameters:
+    """Which arm it is, for all that read its limits."""
 
-    enable_control: bool = parameter(
-        False,
-        "Whether commands are sent. When false, everything is computed and checked and nothing "
-        "leaves the node.",
-    )
     robot: str = parameter(
         "fr3",
         "Name of a robot preset (fr3, panda, ur5e, ur10e) or path of a robot file.",
@@ -317,6 +312,28 @@ class ControlParameters:
         "",
         "Which of the robot file's limit sets to use; empty takes the file's default.",
         read_only=True,
+    )
+
+
+@dataclass(frozen=True)
+class ControllerParameters:
+    """What nodes take that listen to the arm controller."""
+
+    controller: str = parameter(
+        "arm_controller_node",
+        "Name of the arm controller's node, whose ~/status is heard.",
+        read_only=True,
+    )
+
+
+@dataclass(frozen=True)
+class ControlParameters(RobotParameters):
+    """All parameters of the arm controller."""
+
+    enable_control: bool = parameter(
+        False,
+        "Whether commands are sent. When false, everything is computed and checked and nothing "
+        "leaves the node.",
     )
     robot_description: str = parameter(
         "",

@@ -7,6 +7,7 @@ consumed, however long the planner thought.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -114,6 +115,13 @@ class ChunkQueue:
     def actions_consumed(self, now_ns: int) -> int:
         """Whole actions of the newest chunk that are past, those trimmed included."""
         return int(self._count(now_ns) - self._chunk_start + EPSILON) if self._times else 0
+
+    def actions_frozen(self, switch_ns: int) -> int:
+        """Actions of the newest chunk that one which takes over at a time would count as past."""
+        if not self._times:
+            return 0
+        passed = self._count(switch_ns) - self._chunk_start
+        return max(0, math.ceil(passed + self.parameters.min_remaining - EPSILON) - 1)
 
     def require_acceptable(self, chunk: ActionChunk, now_ns: int) -> None:
         """Refuse a chunk that is out of time, order or convention.

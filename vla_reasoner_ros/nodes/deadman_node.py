@@ -32,11 +32,6 @@ from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
 class DeadmanNodeParameters(DeadmanParameters, BaseParameters):
     """The deadman's parameters and those of every node."""
 
-    controller: str = parameter(
-        "arm_controller_node",
-        "Name of the arm controller's node, whose ~/status is its sign of life.",
-        read_only=True,
-    )
     status_period: float = parameter(
         0.5,
         "Time between two messages on ~/status, by a clock that nothing stops.",

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vla_reasoner_ros.components import ComponentParameters, Components, load_components
+from vla_reasoner_ros.components import Components, load_components
 from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
+from vla_reasoner_ros.msg import ControllerStatus
 from vla_reasoner_ros.msg import Observation as ObservationMessage
 from vla_reasoner_ros.msg import SearchStatistics as SearchStatisticsMessage
 from vla_reasoner_ros.msg import SearchTree as SearchTreeMessage
 from vla_reasoner_ros.msg import SimulatorState as SimulatorStateMessage
-from vla_reasoner_ros.parameters import group
 from vla_reasoner_ros.planner import Planner, StateMatcher, warm_up
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
-from vla_reasoner_ros.ros.conversions import chunk_to_message, observation_from_message
-from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
-from vla_reasoner_ros.ros.planning import DecisionRecord, DecisionThresholds, tree_response
+from vla_reasoner_ros.ros.conversions import (
+    chunk_to_message,
+    observation_from_message,
+    status_from_message,
+)
+from vla_reasoner_ros.ros.lifecycle import LifecycleNode, run
+from vla_reasoner_ros.ros.planner_parameters import PlannerParameters
+from vla_reasoner_ros.ros.planning import DecisionRecord, tree_response
 from vla_reasoner_ros.ros.reports import statistics_to_message, tree_to_message
 from vla_reasoner_ros.ros.tasks import TaskServer
-from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.srv import GetSearchTree
-from vla_reasoner_ros.task_run import TaskParameters
 from vla_reasoner_ros.types import Decision, Observation
 
 DECISION_S = 10.0
 """Wall-clock seconds that the decision at hand may take to end on deactivation."""
-
-
-@dataclass(frozen=True)
-class PlannerParameters(BaseParameters):
-    """The planner's components, its search and its tasks."""
-
-    planner: ComponentParameters = group(ComponentParameters)
-    search: SearchParameters = group(SearchParameters)
-    task: TaskParameters = group(TaskParameters)
-    diagnostics: DecisionThresholds = group(DecisionThresholds)
 
 
 class PlannerNode(LifecycleNode[PlannerParameters]):
@@ -92,6 +84,13 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
                 qos.sensor("reliable", 10),
                 callback_group=self.work,
             )
+        self.create_subscription(
+            ControllerStatus,
+            f"{self.parameters.controller}/status",
+            self.guarded("status", self._reported),
+            qos.STATE,
+            callback_group=self.work,
+        )
         self.create_service(
             GetSearchTree, "~/get_search_tree", self._get_tree, callback_group=self.work
         )
@@ -165,6 +164,10 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
 
     def _state_came(self, message: SimulatorStateMessage) -> None:
         self._matcher.state(to_nanoseconds(message.header.stamp), np.array(message.state))
+
+    def _reported(self, message: ControllerStatus) -> None:
+        stamp_ns = to_nanoseconds(message.header.stamp)
+        self._planner.reported(status_from_message(message), stamp_ns)
 
     def _publish(self, decision: Decision) -> None:
         now_ns = self.now_ns()
