@@ -45,6 +45,19 @@ FROM_PIP = {
     "transformers",
     "websockets",
 }
+OWN = "vla_reasoner_ros."
+ROOMS = (
+    "policies world_models values priors",
+    "search",
+    "control",
+    "data",
+    "sim",
+    "training",
+    "evaluation",
+    "ros",
+    "nodes",
+)
+"""Folders from the bottom to the top; those of one row may import one another."""
 OPTIONAL = {"cv_bridge", "lerobot", "ray", "rerun"}
 
 
@@ -129,6 +142,16 @@ def test_the_rooms_import_only_what_they_may():
     assert "torch" not in imports("vla_reasoner_ros/search")
     allowed = {"numpy", "scipy", "pinocchio", "yaml", "ruckig"}
     assert imports("vla_reasoner_ros/control") <= allowed
+
+
+def test_imports_run_downwards():
+    rank = {room: number for number, row in enumerate(ROOMS) for room in row.split()}
+    for room, number in rank.items():
+        for path in (ROOT / "vla_reasoner_ros" / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(OWN):
+                    other = node.module.removeprefix(OWN).split(".")[0]
+                    assert rank.get(other, 0) <= number, f"{path}: {room} imports {node.module}"
 
 
 def prefix():
