@@ -1,6 +1,7 @@
 """Each adapter with the search on top: components by name, warm-up, planner thread, decision."""
 
 import contextlib
+import json
 import queue
 import sys
 import threading
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import tiny_policies as tiny
 import yaml
+from safetensors.torch import save_file
 from test_reasoner import Nearness, Point
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
 
 from vla_reasoner_ros.components import ComponentParameters, load_components
+from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.planner import Planner, warm_up
 from vla_reasoner_ros.policies import wire
 from vla_reasoner_ros.policies.base import PolicySpec
@@ -62,6 +65,17 @@ def openvla(folder, _):
     return {**options, "repeat": 8}
 
 
+def openvla_oft(folder, _):
+    tiny.write_openvla(folder, tiny.openvla_weights(side=SIDE, patch=32), SIDE)
+    save_file(tiny.head_weights(), folder / "action_head.safetensors")
+    save_file(tiny.proprio_weights(), folder / "proprio.safetensors")
+    state = {"state": ["ee_position", "ee_rotation_vector", "panda_fingers"]}
+    convention = tiny.convention(SIDE, horizon=8, state=state, **COMMON)
+    files = {"head": "action_head.safetensors", "proprio": "proprio.safetensors"}
+    options = {"checkpoint": str(folder), "convention": convention, "unnorm_key": "bridge_orig"}
+    return options | files
+
+
 def lerobot(folder, monkeypatch):
     monkeypatch.syspath_prepend(tiny.write_lerobot_package(folder))
     tiny.write_lerobot(folder, SIDE, chunk=8)
@@ -84,12 +98,12 @@ class World(Point):
     joints = 0
 
 
-@pytest.mark.parametrize("make", [openpi, pi0, openvla, lerobot, process])
+@pytest.mark.parametrize("make", [openpi, pi0, openvla, openvla_oft, lerobot, process])
 def test_an_adapter_is_searched_on_top_of(make, tmp_path, monkeypatch):
     file = tmp_path / "options.yaml"
     file.write_text(yaml.safe_dump(make(tmp_path, monkeypatch)))
     parameters = ComponentParameters(
-        policy=make.__name__, policy_options=str(file), world_model="none"
+        policy=make.__name__.removesuffix("_oft"), policy_options=str(file), world_model="none"
     )
     search, world = SearchParameters(simulations=32, wave=8, deadline_ms=0.0), World()
     answers = queue.Queue()
@@ -113,6 +127,24 @@ def test_an_adapter_is_searched_on_top_of(make, tmp_path, monkeypatch):
     assert decision.chunk.steps == 8
     for name in [name for name in sys.modules if name.split(".")[0] == "lerobot"]:
         del sys.modules[name]
+
+
+def test_a_world_model_of_another_convention_is_refused_naming_what_differs(tmp_path):
+    tiny.write_pi0(tmp_path, side=SIDE, patch=32)
+    joint = {
+        "representation": "joint_position", "names": [*tiny.JOINTS, "gripper"], "frame": "",
+        "dt": 0.02, "gripper": {"index": 7, "open": 1.0, "closed": 0.0, "binary": False},
+    }  # fmt: skip
+    convention = tiny.pi0_convention(SIDE, horizon=8, joint_names=list(tiny.JOINTS), action=joint)
+    statistics = tmp_path / "processor_config.json"
+    found = json.loads(statistics.read_text())
+    found["actions_mean"], found["actions_std"] = [0.0] * 8, [1.0] * 8
+    statistics.write_text(json.dumps(found))
+    file = tmp_path / "options.yaml"
+    file.write_text(yaml.safe_dump({"checkpoint": str(tmp_path), "convention": convention}))
+    parameters = ComponentParameters(policy="pi0", policy_options=str(file), world_model="latent")
+    with pytest.raises(ConfigurationError, match=r"policy 'pi0' has .*JOINT_POSITION.*'latent'"):
+        load_components(parameters)
 
 
 class Continuing:
