@@ -1,5 +1,6 @@
 """The outputs of the arm controller over real DDS: a driver of each kind, played by the test."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -168,7 +169,8 @@ def test_what_someone_else_sends_stops_the_arm(stream):
     stream.run(0.3)
     moving(stream)
     bench = stream.bench
-    foreign = type(stream.heard[-1])()
+    foreign = copy.deepcopy(stream.heard[-1])
+    foreign.header.stamp.nanosec += 1
     stream.publisher.publish(foreign)
     bench.wait(lambda: "someone else commands" in bench.status.reason, "the hold")
     stream.run(0.7)
