@@ -95,15 +95,17 @@ class Bench:
         self.arm = JointTrajectoryController(ROBOT.joint_names, ROBOT.limits, ROBOT.home, self.now)
         self.arm_ahead = 0  # ns, of the arm's clock before the nodes'
         self.refuses = False  # whether the arm takes no command
+        self.since = self.now  # a last stop, sent before, may be on its way still
         self.commands, self.grips = [], []
 
     def start(self):
         """Activate with the arm at home, in a clean state."""
-        self.step(0.02)
-        self.forget()
         for name in self.nodes:
             if self.client.state(name) == lifecycle.ACTIVE:  # a test before ended half-way
                 self.client.change(name, lifecycle.DEACTIVATE)
+        self.step(0.02)
+        self.forget()
+        for name in self.nodes:
             self.client.change(name, lifecycle.ACTIVATE)
         publishers = (self.clock, self.joints, self.chunks, self.estop)
         self.wait(lambda: all(p.get_subscription_count() for p in publishers), "connections")
@@ -186,6 +188,8 @@ class Bench:
         assert not self.arm.violations
 
     def _command(self, message):
+        if self.stamp(message) < self.since:
+            return
         self.commands.append(message)
         if self.refuses:
             return
