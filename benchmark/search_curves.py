@@ -21,13 +21,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.evaluation.statistics import wilson
-from vla_reasoner_ros.parameters import build
+from vla_reasoner_ros.parameters import build, flatten
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.render import to_picture
 from vla_reasoner_ros.search.statistics import snapshot
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 BUDGETS = (16, 32, 64, 128, 256, 512)
+REGRETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 STARTS, AXES, HORIZON = 32, 2, 3
 PAPER = {
     "selection": "ucb",
@@ -79,7 +80,8 @@ def success_by(parameter: str, files: Iterable[Path]) -> list[Rate]:
     Raises:
         ValueError: the runs are of different models.
     """
-    default = getattr(SearchParameters(), parameter)
+    defaults = flatten(SearchParameters(), "search.")
+    default = defaults[f"search.{parameter}"]
     found: dict[float, dict[tuple[str, int], bool]] = {}
     models = set()
     for path in files:
@@ -87,7 +89,9 @@ def success_by(parameter: str, files: Iterable[Path]) -> list[Rate]:
         plain = not any(header[name] for name in ("options", "scene_hook", "held_out"))
         if not plain or header["latency_true"] or header["drives"] != "latent":
             continue
-        if header["overrides"].keys() - {f"search.{parameter}"}:
+        # What is set to the default is not changed.
+        changed = {n for n, value in header["overrides"].items() if value != defaults.get(n)}
+        if changed - {f"search.{parameter}"}:
             continue
         scenes = found.setdefault(header["overrides"].get(f"search.{parameter}", default), {})
         ours = [episode for episode in episodes if episode["arm"] == "search"]
@@ -115,7 +119,8 @@ def draw_success(axes: Axes, parameter: str, rates: list[Rate]) -> None:
     ]
     axes.errorbar([rate.value for rate in rates], shares, reach, marker="o", capsize=3)
     fewest, most = (f(rate.episodes for rate in rates) for f in (min, max))
-    axes.set_title(f"Robot in closed loop, {fewest} to {most} scenes a point")
+    scenes = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    axes.set_title(f"Robot in closed loop, {scenes} scenes a point")
     axes.set_xlabel(parameter)
     axes.set_ylabel("success")
     axes.set_ylim(0.0, 1.0)
@@ -159,6 +164,8 @@ def draw_regret(axes: Axes, title: str, curves: dict[str, dict[str, Any]]) -> No
     axes.set_title(title)
     axes.set_xlabel("simulations")
     axes.set_ylabel("regret, share of the optimum")
+    axes.set_ylim(REGRETS[0] * 0.9, REGRETS[-1] * 1.1)
+    axes.set_yticks(REGRETS, [str(loss) for loss in REGRETS])
     axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
