@@ -31,7 +31,6 @@ import rclpy
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.duration import Duration
-from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -43,6 +42,7 @@ from vla_reasoner_ros.ros.diagnostics import Level, Report, Updater
 from vla_reasoner_ros.ros.endpoints import Endpoints
 from vla_reasoner_ros.ros.middleware import use_shared_memory
 from vla_reasoner_ros.ros.parameters import NodeParameters
+from vla_reasoner_ros.ros.spinning import LifecycleExecutor
 
 STOP_TIMEOUT_S = 1.5
 """Wall-clock seconds that a node may take after a signal for each step of its end: to begin it, to
@@ -441,7 +441,7 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
         signal.signal(number, request_stop)
     node = node_class(name)
     node.ending = stop
-    executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
+    executor = LifecycleExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
 
     def spin() -> None:
