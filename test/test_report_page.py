@@ -6,6 +6,7 @@ import re
 import shutil
 
 import chromium
+import firefox
 import numpy as np
 import pytest
 import recordings
@@ -120,7 +121,7 @@ def decision(browser):
 
 
 def choose(browser, number):
-    browser.run(f"location.hash = '#decision={number}'")
+    browser.run(f"(location.hash = '#decision={number}')")
     browser.until(f"document.querySelector('#explorer').dataset.decision === '{number}'")
 
 
@@ -248,6 +249,35 @@ def test_a_click_on_the_timeline_chooses_the_decision_there(opened, session):
     opened.click(x, y)
     opened.until("document.querySelector('#explorer').dataset.decision === '7'")
     assert decision(opened) == 7
+
+
+def test_it_is_the_same_page_in_firefox(session, page):
+    if firefox.executable() is None:
+        pytest.skip(f"no Firefox is installed (looked for {', '.join(firefox.NAMES)})")
+    other = firefox.Firefox()
+    try:
+        other.open(page)
+        other.until("document.querySelector('#explorer').dataset.decision")
+        told = moments_of(session)
+        number = next(i for i, moment in enumerate(told, 1) if moment.statistics["deviated"])
+        choose(other, number)
+        said, tree = told[number - 1].statistics, told[number - 1].tree
+        assert f"+{said['margin']:.3f} in value" in text(other, ".verdict-line")
+        assert other.run("explorer.detail.treeView.tree")["visits"] == tree["visits"].tolist()
+        drawn = other.run("document.querySelectorAll('.scene .path').length")
+        assert drawn == len(other.run("Object.keys(explorer.detail.treeView.tree.roots)"))
+        other.key("d")
+        assert rows(other) == flags(session)["deviated"]
+        other.key("a")
+        choose(other, 1)
+        for key, expected in (("j", 2), ("n", 6), ("p", 1)):
+            other.key(key)
+            other.until(f"document.querySelector('#explorer').dataset.decision === '{expected}'")
+        assert other.run("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert other.problems == []
+        assert other.requests == []
+    finally:
+        other.close()
 
 
 @pytest.mark.parametrize(("width", "height"), [(390, 800), (1000, 700), (1900, 1000)])
