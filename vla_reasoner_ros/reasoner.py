@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_reasoner_ros.errors import ModelError
+from vla_reasoner_ros.errors import ModelError, VlaReasonerError
 from vla_reasoner_ros.foresight import Foresight, distance_to
 from vla_reasoner_ros.hold import hold
 from vla_reasoner_ros.policies.base import Policy, PrefixConditioned
@@ -39,7 +39,7 @@ from vla_reasoner_ros.search.statistics import (
 from vla_reasoner_ros.search.tree import edges_of
 from vla_reasoner_ros.types import ActionChunk, ChunkSource, Decision, Observation
 from vla_reasoner_ros.values.base import Value
-from vla_reasoner_ros.world_models.base import WorldModel
+from vla_reasoner_ros.world_models.base import RestoresViews, WorldModel
 
 Floats = NDArray[np.float64]
 
@@ -230,7 +230,7 @@ class Reasoner:
         try:
             if isinstance(self._policy, PrefixConditioned):
                 self._policy.condition_on_prefix(prefix)
-            proposals = list(self._policy.propose(observation, wanted))
+            proposals = list(self._policy.propose(self._as_trained(observation), wanted))
             if not proposals:
                 raise ModelError("it proposed nothing")
             for chunk in proposals:
@@ -249,6 +249,18 @@ class Reasoner:
             )
             for chunk in proposals
         ]
+
+    def _as_trained(self, observation: Observation) -> Observation:
+        """The observation as the policy is shown it."""
+        model = self._imagination.world_model if self._imagination and self._engine else None
+        if not (self._parameters.restore_views and isinstance(model, RestoresViews)):
+            return observation
+        if model.views is None:
+            return observation
+        try:
+            return model.views.restore(observation)
+        except VlaReasonerError:  # The search will meet it, too, and say so; the policy may drive.
+            return observation
 
     def _still_to_come(self, observation: Observation) -> ActionChunk | None:
         """Actions of the running chunk that the arm takes while this decision is made.

@@ -19,6 +19,7 @@ from vla_reasoner_ros.ros.reports import tree_to_message
 from vla_reasoner_ros.search.statistics import SearchStatistics, Status
 from vla_reasoner_ros.srv import GetSearchTree
 from vla_reasoner_ros.types import Decision
+from vla_reasoner_ros.world_models.base import RestoresViews
 
 STAGES = {"policy": ("policy",), "world_model": ("encode", "world_model"), "value": ("value",)}
 """Kind of component to the stages of a decision that are its own."""
@@ -165,8 +166,9 @@ class DecisionRecord:
                 values[f"{kind} p50 [ms]"] = _percentile(times, 50)
                 values[f"{kind} p95 [ms]"] = _percentile(times, 95)
         found: list[Finding] = []
-        views = getattr(self._components.world_model, "views", None)
-        for camera, view in sorted(views.changes().items()) if views is not None else []:
+        model = self._components.world_model
+        views = model.views if isinstance(model, RestoresViews) else None
+        for camera, view in sorted(views.changes().items()) if views else []:
             values[f"camera {camera} moved [px]"] = round(view.shift, 2)
             values[f"camera {camera} light [factor]"] = round(view.gain, 3)
             if view.shift:

@@ -280,6 +280,11 @@ class SearchParameters:
         choices=("winner", "policy", "nearest"),
     )
     shadow: bool = parameter(False, "Search and report, but let the policy drive.")
+    restore_views: bool = parameter(
+        True,
+        "Show the policy, too, images of a moved camera or under changed light as the world model "
+        "brings them back to the view of training, while there is a search.",
+    )
 
     positions: bool = parameter(
         True, "Ask the world model where the end effector is in every imagined state, to be shown."

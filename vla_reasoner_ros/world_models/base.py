@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.types import ActionSpec, Observation
+
+if TYPE_CHECKING:
+    from vla_reasoner_ros.world_models.views import ViewCorrector
 
 Slots = NDArray[np.int64]
 
@@ -63,3 +66,11 @@ class WorldModel(Protocol):
 
     def ee_positions(self, slots: Slots) -> NDArray[np.float64]:
         """(B, 3) imagined end-effector positions, m; shape (0, 3) when the model has none."""
+
+
+@runtime_checkable
+class RestoresViews(Protocol):
+    """A world model that knows what its cameras showed in training."""
+
+    views: ViewCorrector | None
+    """Brings images back to that view; None where nothing was trained for it."""
