@@ -488,13 +488,19 @@ def test_the_controllers_status_survives_the_way_there_and_back():
     assert conversions.status_from_message(conversions.status_to_message(sent, STAMP)) == sent
 
 
-def random_image(encoding, seed=0):
-    """A message of this encoding with random bytes and padded rows."""
+def random_image(encoding, height=4, width=6, padding=0, big_endian=False):
+    """A message of this encoding with random bytes, and so many pixels more in each row."""
     known = ENCODINGS[encoding]
-    row = 6 * known.channels * known.bytes_per_sample
-    data = np.random.default_rng(seed).integers(0, 256, 4 * (row + 8), dtype=np.uint8)
+    pixel = known.channels * known.bytes_per_sample
+    step = (width + padding) * pixel
+    data = np.random.default_rng(0).integers(0, 256, height * step, dtype=np.uint8)
     return Image(
-        height=4, width=6, encoding=encoding, step=row + 8, data=array.array("B", data.tobytes())
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=int(big_endian),
+        step=step,
+        data=array.array("B", data.tobytes()),
     )
 
 
@@ -506,10 +512,20 @@ def test_sixteen_bits_are_scaled_and_rounded_as_opencv_does():
     assert (grey == cv2.convertScaleAbs(values, alpha=255.0 / 65535.0)).all()
 
 
-@pytest.mark.parametrize("encoding", [name for name in ENCODINGS if not name.startswith("8U")])
-def test_cv_bridge_makes_the_same_picture(encoding):
-    # 8UC1, 8UC3 and 8UC4 name no colours: cv_bridge leaves their channels as they are.
+# 8UC1, 8UC3 and 8UC4 name no colours: cv_bridge leaves their channels as they are.
+COLOURS = [name for name in ENCODINGS if not name.startswith("8U")]
+TWO_BYTES = [name for name in COLOURS if ENCODINGS[name].bytes_per_sample == 2]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "options"),
+    [(name, {}) for name in COLOURS]
+    + [(name, {"padding": 2}) for name in COLOURS]
+    + [(name, {"big_endian": True}) for name in TWO_BYTES],
+)
+def test_cv_bridge_makes_the_same_picture(encoding, options):
     bridge = pytest.importorskip("cv_bridge", reason="needs the package cv_bridge of a ROS 2")
-    message = random_image(encoding)
-    expected = bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")
-    assert (conversions.image_from_message(message, "camera") == expected).all()
+    for size in ((4, 6), (5, 8), (48, 64), (480, 640)):
+        message = random_image(encoding, *size, **options)
+        expected = bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")
+        assert (conversions.image_from_message(message, "camera") == expected).all()

@@ -12,11 +12,13 @@ pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or 
 import torch
 
 from vla_reasoner_ros.components import Components, device
+from vla_reasoner_ros.control.commands import ControllerState, ExecutorStatus
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.data.ingest import Ingest
 from vla_reasoner_ros.errors import InstructionError
+from vla_reasoner_ros.ros.arm_diagnostics import ArmDiagnostics, ArmThresholds
 from vla_reasoner_ros.ros.diagnostics import Level, summary, too_high, too_low
 from vla_reasoner_ros.ros.ingest_diagnostics import IngestDiagnostics, StreamThresholds
 from vla_reasoner_ros.ros.planning import DecisionRecord, DecisionThresholds
@@ -201,6 +203,56 @@ def test_a_stream_is_stale_after_its_time_and_not_before():
     assert watched.after(1.5, 0).level is Level.OK
     assert watched.after(1.0, 0).level is Level.STALE
     assert watched.after(1.0, 30).level is Level.OK
+
+
+def arm_status(state=ControllerState.EXECUTING, **fields):
+    known = {
+        **{"reason": "", "sequence": 1, "actions_consumed": 0, "chunks_accepted": 0},
+        **{"chunks_rejected": 0, "last_rejection": "", "tracking_error": 0.01},
+    }
+    return ExecutorStatus(state, **known | fields)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "fields", "level", "said"),
+    [
+        ({}, {"chunks_accepted": 3}, Level.OK, "executing"),
+        ({}, {"state": ControllerState.STOPPED, "reason": "estop"}, Level.ERROR, "estop"),
+        (
+            {},
+            {"chunks_accepted": 3, "chunks_rejected": 1, "last_rejection": "joint limit"},
+            Level.WARN,
+            "rejected 0.25, expected at most 1e-06: joint limit",
+        ),
+        ({"rejected_error": 0.1}, {"chunks_rejected": 1}, Level.ERROR, "rejected 1, expected"),
+        (
+            {"rejected_warn": 0.5},
+            {"chunks_accepted": 3, "chunks_rejected": 1},
+            Level.OK,
+            "executing",
+        ),
+        (
+            {},
+            {"state": ControllerState.HOLDING, "reason": "no chunk"},
+            Level.WARN,
+            "held 4 s, expected at most 1e-06 s: no chunk",
+        ),
+        ({"hold_error": 3.0}, {"state": ControllerState.HOLDING}, Level.ERROR, "held 4 s"),
+        ({"hold_warn": 5.0}, {"state": ControllerState.HOLDING}, Level.OK, "holding"),
+        ({"tracking_warn": 0.005}, {}, Level.WARN, "tracking error 0.01 rad"),
+        ({"tracking_error": 0.005}, {}, Level.ERROR, "tracking error 0.01 rad"),
+        ({"stale": 3.0}, {}, Level.STALE, "no chunk for 4.0 s"),
+        ({"stale": 3.0}, {"chunks_accepted": 1}, Level.OK, "executing"),
+    ],
+)
+def test_an_arm_is_judged_by_stops_holds_limits_and_tracking(thresholds, fields, level, said):
+    seconds = [100.0]
+    health = ArmDiagnostics(lambda: ArmThresholds(**thresholds), lambda: seconds[0])
+    health.report(arm_status(), 0.1)
+    seconds[0] += 4.0
+    report = health.report(arm_status(**fields), 0.1)
+    assert report.level is level
+    assert said in report.message
 
 
 def test_the_aggregator_has_a_group_for_every_node():

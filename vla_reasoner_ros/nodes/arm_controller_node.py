@@ -18,9 +18,10 @@ from vla_reasoner_ros.control.queue import ChunkRejected
 from vla_reasoner_ros.data.joints import JointLayout
 from vla_reasoner_ros.errors import ActionChunkError
 from vla_reasoner_ros.msg import ActionChunk, ControllerStatus
-from vla_reasoner_ros.parameters import parameter
+from vla_reasoner_ros.parameters import group, parameter
 from vla_reasoner_ros.ros import qos
-from vla_reasoner_ros.ros.arm_outputs import ArmOutputs, OutputParameters, arm_report
+from vla_reasoner_ros.ros.arm_diagnostics import ArmDiagnostics, ArmThresholds
+from vla_reasoner_ros.ros.arm_outputs import ArmOutputs, OutputParameters
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import chunk_from_message, status_to_message
 from vla_reasoner_ros.ros.diagnostics import Report
@@ -39,6 +40,7 @@ class ArmControllerParameters(ControlParameters, OutputParameters, BaseParameter
         maximum=10.0,
         read_only=True,
     )
+    diagnostics: ArmThresholds = group(ArmThresholds)
 
 
 class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
@@ -87,6 +89,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         self.diagnostics.hardware_id = self._executor.robot.name
+        self._health = ArmDiagnostics(lambda: self.parameters.diagnostics)
         self.diagnostics.add("arm", self._report)
 
     def activate(self) -> None:
@@ -181,7 +184,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         with self.exclusive:
             status = self._executor.status(self.now_ns())
             lead = self._executor.lead_time
-        return arm_report(status, lead)
+        return self._health.report(status, lead)
 
 
 def main() -> None:

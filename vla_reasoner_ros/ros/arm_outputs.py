@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vla_reasoner_ros.control.commands import Commands, ControllerState, ExecutorStatus
+from vla_reasoner_ros.control.commands import Commands
 from vla_reasoner_ros.control.executor import ChunkExecutor
 from vla_reasoner_ros.control.outputs import ARM_OUTPUTS, GRIPPER_OUTPUTS
 from vla_reasoner_ros.parameters import group, parameter
-from vla_reasoner_ros.ros.diagnostics import Level, Report
 from vla_reasoner_ros.ros.gripper_outputs import GripperAction, GripperAdapter, OpeningTopic
 from vla_reasoner_ros.ros.lifecycle import LifecycleNode
 from vla_reasoner_ros.ros.output import ArmAdapter, CommandParameters
@@ -23,8 +22,6 @@ ADAPTERS: dict[str, type[ArmAdapter]] = {
     "pose": PoseStream,
 }
 """Name of each output of :data:`~vla_reasoner_ros.control.outputs.ARM_OUTPUTS` to what makes it."""
-
-_LEVELS = {ControllerState.HOLDING: Level.WARN, ControllerState.STOPPED: Level.ERROR}
 
 
 @dataclass(frozen=True)
@@ -96,21 +93,3 @@ class ArmOutputs:
         self._arm.close()
         if self._gripper is not None:
             self._gripper.close()
-
-
-def arm_report(status: ExecutorStatus, lead: float) -> Report:
-    """The controller's diagnostics.
-
-    Args:
-        status: what it does and why.
-        lead: how far ahead of now the next motion starts, s.
-    """
-    values = {
-        "state": status.state.name,
-        "chunks accepted": status.chunks_accepted,
-        "chunks rejected": status.chunks_rejected,
-        "last rejection": status.last_rejection,
-        "tracking error rad": status.tracking_error,
-        "lead s": lead,
-    }
-    return Report(_LEVELS.get(status.state, Level.OK), status.reason or "moving", values)
