@@ -1,3 +1,4 @@
+import errno
 import sys
 import types
 
@@ -42,6 +43,24 @@ def test_an_error_of_the_program_is_not_hidden(verb):
 
     verb(fail)
     with pytest.raises(ZeroDivisionError):
+        cli.main(["try", "it"])
+
+
+def test_a_full_disk_is_one_line_and_other_faults_of_files_are_not_hidden(verb, capsys):
+    def full(arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "data/latents/a.npz")
+
+    verb(full)
+    assert cli.main(["try", "it"]) == 2
+    assert capsys.readouterr().err == (
+        "vla-reasoner: No space left on device (data/latents/a.npz); what is finished is kept\n"
+    )
+
+    def forbidden(arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", "data")
+
+    verb(forbidden)
+    with pytest.raises(PermissionError):
         cli.main(["try", "it"])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import signal
 import sys
@@ -131,6 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(module.run(parser.parse_args(rest)))
     except VlaReasonerError as error:
         print(f"vla-reasoner: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Files are written whole or not at all, so what is there can be relied on.
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"vla-reasoner: {error.strerror}{where}; what is finished is kept", file=sys.stderr)
         return EXIT_ERROR
     except ImportError as error:
         print(f"vla-reasoner: {error}; is the extra that brings it installed?", file=sys.stderr)
