@@ -216,7 +216,19 @@ def test_time_does_not_wait_for_a_planner_that_thinks():
     assert record.rejections <= len(slow.stamps)
 
 
-@pytest.mark.parametrize("name", ["shifted_camera", "changed_light", "changed_colours", "heavier"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shifted_camera",
+        "knocked_camera",
+        "other_lens",
+        "dim_light",
+        "glaring_light",
+        "changed_light",
+        "changed_colours",
+        "heavier",
+    ],
+)
 def test_a_shipped_change_of_the_scene_changes_what_it_says(name, plain_world):
     world = World(f"{share_directory() / 'config' / 'scenes' / 'changed.py'}:{name}")
     world.reset("lift_green", 3)

@@ -5,13 +5,31 @@ import numpy as np
 
 def shifted_camera(spec):
     """The agent's camera 2 cm to the side and 1 cm up, and turned by a degree."""
-    camera = spec.camera("agent")
-    camera.pos = np.add(camera.pos, [0.0, 0.02, 0.01])
-    half = np.radians(1.0) / 2.0
-    w, x, y, z = camera.quat
-    # Turned about the camera's own vertical axis.
-    c, s = np.cos(half), np.sin(half)
-    camera.quat = [w * c - y * s, x * c - z * s, y * c + w * s, z * c + x * s]
+    _move(spec.camera("agent"), [0.0, 0.02, 0.01], 1.0)
+
+
+def knocked_camera(spec):
+    """The agent's camera 4 cm from where it was, and turned by two degrees."""
+    _move(spec.camera("agent"), [0.02, -0.03, 0.02], 2.0)
+
+
+def other_lens(spec):
+    """The agent's camera sees 5 % more."""
+    spec.camera("agent").fovy *= 1.05
+
+
+def dim_light(spec):
+    """Two thirds of the light."""
+    for light in spec.lights:
+        light.diffuse = [0.25, 0.25, 0.25]
+    spec.visual.headlight.ambient = [0.2, 0.2, 0.2]
+
+
+def glaring_light(spec):
+    """So much light that bright things are white."""
+    for light in spec.lights:
+        light.diffuse = [0.9, 0.9, 0.9]
+    spec.visual.headlight.ambient = [0.55, 0.55, 0.55]
 
 
 def changed_light(spec):
@@ -41,3 +59,12 @@ def heavier(spec):
         geom = spec.geom(name)
         geom.mass *= 1.3
         geom.friction = [0.7 * geom.friction[0], *geom.friction[1:]]
+
+
+def _move(camera, displacement, degrees):
+    """Displace a camera, m, and turn it about its own vertical axis."""
+    camera.pos = np.add(camera.pos, displacement)
+    half = np.radians(degrees) / 2.0
+    w, x, y, z = camera.quat
+    c, s = np.cos(half), np.sin(half)
+    camera.quat = [w * c - y * s, x * c - z * s, y * c + w * s, z * c + x * s]
