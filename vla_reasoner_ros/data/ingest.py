@@ -468,7 +468,8 @@ class Ingest:
                 statistics.dropped["unusable"] += 1
                 statistics.last_error = str(error)
                 raise _Refused(f"{name} unusable", str(error)) from error
-            sample.payload = image
+            # What is still the message's own bytes cannot be written, of which PyTorch warns.
+            sample.payload = image if image.flags.writeable else image.copy()
         image = sample.payload
         self._require_alive(name, camera, image, sample.stamp_ns)
         return image
