@@ -154,8 +154,11 @@ def source_of(node):
     if name == "every node":
         return sources("vla_reasoner_ros/ros")
     said = text(PACKAGE / "nodes" / f"{name}.py")
-    part = {"planner_node": "tasks.py", "arm_controller_node": "arm_outputs.py"}.get(name)
-    return said + text(PACKAGE / "ros" / part) if part else said
+    parts = {
+        "planner_node": ("tasks",),
+        "arm_controller_node": ("trajectory_outputs", "stream_outputs", "gripper_outputs"),
+    }.get(name, ())
+    return said + "".join(text(PACKAGE / "ros" / f"{part}.py") for part in parts)
 
 
 def test_every_topic_of_the_interfaces_is_in_its_node():
@@ -181,7 +184,7 @@ def test_every_service_of_the_interfaces_is_in_its_node():
     for node in {node for node, _ in listed}:
         made = set(re.findall(r'"(~/[a-z_]+)"', source_of(node)))
         made -= set(re.findall(r"action `(~/[a-z_]+)`", text(ROOT / "docs" / "interfaces.md")))
-        topics = {row[2].strip("`") for row in rows("interfaces.md", "Topics")}
+        topics = {re.match(r"`?([^`]*)", row[2])[1] for row in rows("interfaces.md", "Topics")}
         assert {name for owner, name in listed if owner == node} == made - topics
 
 

@@ -58,6 +58,7 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
         self._statuses = self.create_lifecycle_publisher(ControllerStatus, "~/status", qos.LATCHED)
         for kind, topic, callback, profile in (
             (JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND),
+            (JointTrajectory, f"{given.controller}/motion", self._commanded, qos.COMMAND),
             (ControllerStatus, f"{given.controller}/status", self._controller_spoke, qos.STATE),
             (ActionChunk, "action_chunk", self._planner_spoke, qos.COMMAND),
         ):

@@ -35,6 +35,7 @@ from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
+from vla_reasoner_ros.control.outputs import ARM_OUTPUTS, GRIPPER_OUTPUTS
 from vla_reasoner_ros.paths import share_directory
 
 PACKAGE = "vla_reasoner_ros"
@@ -254,6 +255,8 @@ def arm_arguments(robots: Sequence[str], controller: str) -> list[DeclareLaunchA
             "nothing is sent.",
             TRUTH,
         ),
+        argument("output", "joint_trajectory", "How the arm is commanded.", tuple(ARM_OUTPUTS)),
+        argument("gripper_output", "opening", "How the gripper is commanded.", GRIPPER_OUTPUTS),
         argument(
             "contract",
             "",
@@ -310,6 +313,9 @@ def arm_nodes(
         parameters={
             "robot": robot,
             "enable_control": is_true(context, "enable_control"),
+            "output": value(context, "output"),
+            "gripper_output": value(context, "gripper_output"),
+            "command.trajectory_action": f"{value(context, 'controller')}/follow_joint_trajectory",
             **described,
         },
         remappings=[states, commands],
