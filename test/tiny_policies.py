@@ -61,7 +61,7 @@ def characters(first):
     return {letter: first + index for index, letter in enumerate(text)}
 
 
-def pi0_config(side=28, patch=14):
+def pi0_config(side=28, patch=14, vocabulary=80):
     from transformers import PI0Config
 
     text = {
@@ -72,7 +72,7 @@ def pi0_config(side=28, patch=14):
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 16,
-        "vocab_size": 80,
+        "vocab_size": vocabulary,
     }
     vision = {
         "model_type": "siglip_vision_model",

@@ -2,7 +2,8 @@
 
 The components are loaded and each is run once. Everything that stays is counted from the arrays
 that the components hold; what comes and goes is counted operation by operation, so that the plan
-knows the highest moment of each stage. Kernels' own scratch space is not seen. With ``--dry`` the
+knows the highest moment of each stage. Interpreter and libraries are what the process takes beside
+that, and loading is as measured here. Kernels' own scratch space is not seen. With ``--dry`` the
 policy is made of shapes alone: its checkpoint's header and configuration are enough, and the device
 that it is planned for need not be there.
 """
@@ -10,6 +11,8 @@ that it is planned for need not be there.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
 import gc
 import resource
@@ -54,6 +57,7 @@ class Row:
         resident: bytes that stay.
         transient: bytes more at the highest moment while it runs.
         place: the device.
+        apart: whether it lies in another process of this computer.
     """
 
     part: str
@@ -61,6 +65,7 @@ class Row:
     resident: int
     transient: int
     place: str = "cpu"
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,20 @@ class Plan:
 
     Attributes:
         rows: one a component, and the tree.
-        process: bytes of the interpreter and its libraries, as measured before loading.
+        process: bytes of the interpreter and its libraries, as measured.
+        loading: bytes of this process at the highest moment while it loaded, as measured.
     """
 
     rows: tuple[Row, ...]
     process: int
+    loading: int = 0
 
     def on(self, place: str) -> int:
         """Bytes on a device at the highest moment: stages run one after the other."""
         rows = [row for row in self.rows if row.place == place]
-        process = self.process if place == "cpu" else 0
         highest = max((row.transient for row in rows), default=0)
-        return process + sum(row.resident for row in rows) + highest
+        running = sum(row.resident for row in rows) + highest
+        return max(self.process + running, self.loading) if place == "cpu" else running
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -135,21 +142,38 @@ def plan(components: Components, search: SearchParameters, process: int = 0) -> 
     Args:
         components: loaded.
         search: the parameters that size tree, waves and the world model's states.
-        process: bytes taken before the components were loaded.
+        process: bytes taken before the components were loaded; 0 leaves the interpreter, its
+            libraries and the loading out.
 
     Raises:
         ModelError: a component cannot run on an example.
     """
+    loading = peak_of() if process else 0
+    observation = _example(components)
+    names = ("policy", "world_model", "value", "prior")
+    reasoner = Reasoner(*(getattr(components, name) for name in names), search)
+    reasoner.warm_up(observation)
+    # Before the counting, which takes memory of its own.
+    settled = _settled()
+    rows = _rows(components, search, observation)
+    if process:
+        counted = sum(row.resident for row in rows if row.place == "cpu" and not row.apart)
+        process = max(process, settled - counted)
+    return Plan(tuple(rows), process, loading)
+
+
+def _rows(components: Components, search: SearchParameters, observation: Observation) -> list[Row]:
     policy, world_model = components.policy, components.world_model
     value, prior = components.value, components.prior
-    reasoner = Reasoner(policy, world_model, value, prior, search)
-    observation = _example(components)
     counted: set[int] = set()
     rows = [
         _row("policy", policy, counted, lambda: policy.propose(observation), components),
     ]
+    worker = getattr(policy, "process_id", None)
+    if worker is not None:
+        stays = resident_set(worker)
+        rows.append(Row("policy's own process", 0, stays, peak_of(worker) - stays, apart=True))
     if world_model is not None and value is not None and prior is not None:
-        reasoner.warm_up(observation)
         engine = Engine(search, world_model.macro_steps, policy.spec.action)
         wave = min(search.wave, search.simulations)
         actions = np.zeros(
@@ -169,7 +193,7 @@ def plan(components: Components, search: SearchParameters, process: int = 0) -> 
         rows.append(_row("value", value, counted, evaluate, components))
         rows.append(_row("prior", prior, counted, lambda: None, components))
         rows.append(Row("tree", 0, size_in_bytes(engine.tree), 0))
-    return Plan(tuple(rows), process)
+    return rows
 
 
 def plan_dry(parameters: ComponentParameters) -> Plan:
@@ -197,10 +221,25 @@ def plan_dry(parameters: ComponentParameters) -> Plan:
     return Plan((dataclasses.replace(row, place=place),), 0)
 
 
-def resident_set() -> int:
-    """Bytes of this process that are in memory now."""
-    with open("/proc/self/statm", encoding="ascii") as file:
+def resident_set(process: int | str = "self") -> int:
+    """Bytes of a process, this one or by its number, that are in memory now."""
+    with open(f"/proc/{process}/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def peak_of(process: int | str = "self") -> int:
+    """The most bytes of a process that were in memory at once, since it began."""
+    with open(f"/proc/{process}/status", encoding="ascii") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["VmHWM"].split()[0]) * 1024
+
+
+def _settled() -> int:
+    """Bytes in memory without what was freed and not given back."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+    return resident_set()
 
 
 def table(found: Plan) -> str:
@@ -213,6 +252,7 @@ def table(found: Plan) -> str:
     ]
     if found.process:
         lines.append(f"{'interpreter and libraries':<28}{'':>14}{found.process / MIB:>12.1f}")
+        lines.append(f"{'while loading':<28}{'':>26}{found.loading / MIB:>12.1f}")
     lines += [f"total on {place}: {found.on(place) / GIB:.3f} GiB" for place in found.places]
     return "\n".join(lines)
 
@@ -314,5 +354,15 @@ def _arrays(top: Any, barred: set[int]) -> Iterator[tuple[int, int, int]]:
             waiting += [(value, depth + 1) for value in held]
         elif isinstance(held, torch.nn.Module):
             waiting += [(value, depth + 1) for value in (*held.parameters(), *held.buffers())]
-        elif type(held).__module__.partition(".")[0] not in ("builtins", "torch", "numpy"):
+            # What parts hold that is no module of theirs: a frozen encoder below them, say.
+            beside = (value for part in held.modules() for value in vars(part).values())
+            waiting += [(value, depth + 1) for value in beside if _is_foreign(value)]
+        elif _is_foreign(held):
             waiting += [(value, depth + 1) for value in getattr(held, "__dict__", {}).values()]
+
+
+def _is_foreign(held: Any) -> bool:
+    """Whether it is an object of neither Python itself nor the libraries of arrays."""
+    own = ("builtins", "collections", "torch", "numpy")
+    is_module = isinstance(held, torch.nn.Module)
+    return not is_module and type(held).__module__.partition(".")[0] not in own
