@@ -689,6 +689,16 @@ def test_an_arm_whose_driver_reports_no_velocities_is_seen_to_move():
         rig.submit(rig.chunk(FORWARD))
 
 
+def test_a_chunk_that_holds_moves_no_joint_not_even_in_the_null_space():
+    rig = Rig()
+    rig.move()
+    rig.run(1.0)
+    before = rig.executor.commanded(rig.now).position
+    rig.submit(rig.chunk(np.zeros((8, 6))))
+    rig.run(1.0)
+    np.testing.assert_allclose(rig.executor.commanded(rig.now).position, before, atol=1e-9)
+
+
 def test_the_slow_approach_of_an_absolute_chunk_leaves_the_gripper_alone():
     rig = Rig()
     names = (*rig.robot.joint_names, "gripper")

@@ -91,11 +91,13 @@ def joint_waypoints(
         positions, quaternions = _displaced(chunk, motion, kinematics, base, parameters)
     else:
         positions, quaternions = motion[:, :3], _unit_quaternions(chunk, motion[:, 3:])
+    # A chunk that holds must not creep home in the null space.
+    still = representation is Representation.EE_DELTA and not motion.any()
     path = kinematics.inverse_path(
         positions,
         quaternions,
         base,
-        parameters.posture_gain,
+        0.0 if still else parameters.posture_gain,
         parameters.position_tolerance,
         parameters.rotation_tolerance,
         margin,
