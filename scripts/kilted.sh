@@ -17,10 +17,12 @@ constraints="$(mktemp)"
 trap 'rm -f "$constraints"' EXIT
 grep -v '^ros-' requirements/constraints.txt >"$constraints"
 # Three build tools have no wheel under Kilted's name; theirs without a name serve all distributions.
+# What Kilted has split off one of them comes by its own name.
 pip_install --constraint "$constraints" \
   --requirement <(sed -E 's/^ros-jazzy-/ros-kilted-/
     s/^ros-kilted-(fastrtps-cmake-module|python-cmake-module|pybind11-vendor)/ros-\1/' \
     requirements/ros.txt) \
+  ros-kilted-ament-cmake-ros-core \
   --requirement requirements/runtime.txt --requirement requirements/development.txt
 "$ENVIRONMENT/bin/python" scripts/fix_wheel_paths.py
 
