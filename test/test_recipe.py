@@ -132,6 +132,7 @@ def test_a_failed_step_is_named_and_ends_the_recipe(two, tmp_path, capfd):
     assert not (tmp_path / "w" / "b").exists()
 
 
+@pytest.mark.timeout(600)
 def test_a_recipe_killed_at_any_moment_goes_on_where_it_was(two, tmp_path):
     work = tmp_path / "work"
     command = [sys.executable, "-m", "vla_reasoner_ros.cli", "recipe", str(two), "--work", work]
