@@ -1,5 +1,7 @@
 """Recordings for the tests: what a robot with two small cameras would have published."""
 
+import dataclasses
+
 import numpy as np
 import yaml
 
@@ -75,3 +77,17 @@ def record(path, happened=None, topics=TOPICS, **options):
         for topic, time_ns, message in events() if happened is None else happened:
             bag.write(topic, time_ns, message)
     return path
+
+
+def assert_same(first, second):
+    """Two observations are the same, bit for bit."""
+    for field in dataclasses.fields(first):
+        one, other = getattr(first, field.name), getattr(second, field.name)
+        if field.name == "images":
+            assert list(one) == list(other)
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
+        elif isinstance(one, np.ndarray):
+            np.testing.assert_array_equal(one, other)
+        else:
+            assert one == other, field.name

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import recordings
 import yaml
-from recordings import KINEMATICS, SECOND, START
+from recordings import KINEMATICS, SECOND, START, assert_same
 
 from vla_reasoner_ros import cli
 from vla_reasoner_ros.components import ComponentParameters, load_components
@@ -116,25 +116,12 @@ def replayed(path, folder, overrides, **options):
         return replay_bag(bag, settings, folder, fresh=fresh)
 
 
-def same(first, second):
-    for field in dataclasses.fields(first):
-        one, other = getattr(first, field.name), getattr(second, field.name)
-        if field.name == "images":
-            assert list(one) == list(other)
-            for name in one:
-                np.testing.assert_array_equal(one[name], other[name])
-        elif isinstance(one, np.ndarray):
-            np.testing.assert_array_equal(one, other)
-        else:
-            assert one == other, field.name
-
-
 def test_a_recorded_run_gives_the_observations_that_were_seen_live_bit_for_bit(run):
     messages, _, path = run
     live, again = live_observations(messages), bag_observations(path)
     assert len(live) == len(again) == 20
     for one, other in zip(live, again, strict=True):
-        same(one, other)
+        assert_same(one, other)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +188,7 @@ def test_a_replay_keeps_what_was_seen_and_imagined(run, searched):
     stamps = [row["stamp_ns"] for row in searched.rows()]
     assert stamps == [START + i * 4 * SECOND // 10 for i in range(5)]
     for stamp_ns in stamps:
-        same(searched.observation(stamp_ns), seen[stamp_ns])
+        assert_same(searched.observation(stamp_ns), seen[stamp_ns])
     assert [stamp_ns for stamp_ns, _ in searched.trees()] == stamps
     assert [o.stamp_ns for o in searched.observations()] == stamps
     assert searched.tree(START + 1) is None
