@@ -343,8 +343,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with locked(arguments.work):
         ledger = Ledger.open(arguments.work / LEDGER, models)
-        signal.signal(signal.SIGTERM, _interrupted)
-        run_steps(steps, ledger)
+        before = signal.signal(signal.SIGTERM, _interrupted)
+        try:
+            run_steps(steps, ledger)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     print(ledger.table(steps))
     print(f"recipe: models in {models}, times in {arguments.work / TABLE}")
     return 0
