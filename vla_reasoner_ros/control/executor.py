@@ -216,24 +216,21 @@ class ChunkExecutor:
         arrivals = plan.arrivals.tolist() if enabled else []
         ends = [switch_ns + round(arrival * NANOSECONDS) for arrival in arrivals]
         self._queue.commit(chunk, trimmed, switch_ns, ends)
+        commands = NOTHING
         if enabled:
             self._motions.taken(plan, trimmed, switch_ns)
             sent = self._running.run(motion, now_ns)
             at_end = self.parameters.gripper.due == "end"
-            dues = ends if at_end else [switch_ns, *ends[:-1]][: len(ends)]
+            dues = ends if at_end else [switch_ns, *ends][:-1]
             self._gripper.replace(dues, plan.openings, trimmed.first)
             commands = Commands(sent, self._gripper.due(now_ns, inclusive=True))
-        else:
-            commands = NOTHING
         return Accepted(commands, motion, trimmed.first, plan.stretch, base)
 
     def _require_free(self, now_ns: int) -> None:
         self._stops.require_none()
         problem = self._reference.problem(now_ns)
-        if not problem and self.parameters.enable_control and not self._reference.moving(now_ns):
-            first = self._reference.motion is None
-            if first or self._reference.tracking is Tracking.TWIST:
-                problem = self._reference.joints.motion()
+        must_stand = self.parameters.enable_control and self._reference.starts_measured(now_ns)
+        problem = problem or (self._reference.joints.motion() if must_stand else "")
         if problem:
             raise ChunkRejected(RejectionReason.JOINT_STATE, problem)
 
@@ -281,9 +278,8 @@ class ChunkExecutor:
         Raises:
             TrajectoryError: the arm would not play it, so that nothing has changed.
         """
-        if not self.parameters.enable_control:
-            return NOTHING
-        if self._running.is_own(stamp_ns, points.positions[-1]):
+        own = self._running.is_own(stamp_ns, points.positions[-1])
+        if own or not self.parameters.enable_control:
             return NOTHING
         self._follow_clock(now_ns)
         joints = self.robot.joint_names

@@ -57,6 +57,11 @@ class Reference:
         self.joints.clear(not_before_ns)
         self.playback.clear()
 
+    def starts_measured(self, now_ns: int) -> bool:
+        """Whether the next motion starts where the arm is measured, which must stand then."""
+        placed = self.motion is not None and self.tracking is not Tracking.TWIST
+        return not placed and not self.moving(now_ns)
+
     def commanded(self, time_ns: int) -> MotionState:
         """The commanded state at a time; before the first motion the measured one, at rest."""
         state = self.playback.state(time_ns)
