@@ -16,10 +16,8 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +30,7 @@ from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
 from vla_reasoner_ros.control.trajectory import JointTrajectory
 from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
+from vla_reasoner_ros.executor import EngineSettings, run_jobs
 from vla_reasoner_ros.parameters import build
 from vla_reasoner_ros.types import FloatArray
 
@@ -260,9 +259,9 @@ def fuzz(chunks: int, seed: int, episode: int = EPISODE) -> Report:
 
 
 def fuzz_in_parallel(
-    shares: Iterable[tuple[int, int]], jobs: int
-) -> Iterator[tuple[int, int, Report]]:
-    """Fuzz in several processes.
+    shares: Sequence[tuple[int, int]], jobs: int
+) -> Iterator[tuple[tuple[int, int], Report]]:
+    """Fuzz in several processes, which end with this one.
 
     Args:
         shares: hostile chunks and first seed of each.
@@ -270,11 +269,15 @@ def fuzz_in_parallel(
 
     Yields:
         A share and its report, as they become ready.
+
+    Raises:
+        WorkerLost: a share ended its process again and again.
     """
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(fuzz, *share): share for share in shares}
-        for future in as_completed(futures):
-            yield *futures[future], future.result()
+    return run_jobs(_fuzzer, (), shares, EngineSettings(workers=jobs))
+
+
+def _fuzzer() -> Callable[[tuple[int, int]], Report]:
+    return lambda share: fuzz(*share)
 
 
 def shares_of(chunks: int, seed: int, share: int = SHARE) -> list[tuple[int, int]]:
@@ -344,8 +347,8 @@ def main() -> int:
     total = progress.total
     shares = [s for s in shares_of(arguments.chunks, arguments.seed) if s not in progress.done]
     before, begin = total.chunks, time.monotonic()
-    for chunks, seed, report in fuzz_in_parallel(shares, arguments.jobs):
-        progress.add((chunks, seed), report)
+    for share, report in fuzz_in_parallel(shares, arguments.jobs):
+        progress.add(share, report)
         rate = (total.chunks - before) / (time.monotonic() - begin)
         left = (arguments.chunks - total.chunks) / rate / 60.0
         print(

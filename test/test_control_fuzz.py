@@ -39,9 +39,14 @@ def test_hostile_chunks_break_no_limit_and_crash_nothing():
 @pytest.mark.timeout(3600)
 def test_many_hostile_chunks_break_no_limit_and_crash_nothing():
     total = Report()
-    for _, _, report in fuzz_in_parallel(shares_of(MANY, 100, 1000), os.cpu_count() or 1):
+    for _, report in fuzz_in_parallel(shares_of(MANY, 100, 1000), os.cpu_count() or 1):
         total.add(report)
     require_clean(total, MANY)
+
+
+def test_processes_find_the_same_as_one():
+    shares = shares_of(30, seed=3, share=15)
+    assert dict(fuzz_in_parallel(shares, 2)) == {share: fuzz(*share) for share in shares}
 
 
 def test_an_episode_repeats_from_its_seed():

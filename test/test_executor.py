@@ -1,6 +1,8 @@
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -102,6 +104,25 @@ def test_leaving_early_ends_the_workers(tmp_path, interruptible):
     thread.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "job_0").read_text()), 0)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(tmp_path, monkeypatch, end):
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    code = (
+        "from test_executor import *; "
+        f"dict(run_jobs(Endless, ({str(tmp_path)!r},), [0, 1], EngineSettings(workers=2)))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120.0
+    while len(list(tmp_path.glob("job_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None
+    process.send_signal(end)
+    process.communicate(timeout=60.0)  # the workers hold the pipe open for as long as they live
+    assert process.returncode == -end
+    assert len(list(tmp_path.glob("job_*"))) == 2
 
 
 def test_without_jobs_nothing_is_started(tmp_path):

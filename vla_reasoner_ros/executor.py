@@ -2,7 +2,7 @@
 
 What a job gives depends on the job alone, so results are the same for any number of workers on any
 engine; only the order in which they come differs. A worker that dies takes nothing with it: its job
-is run again on a new worker.
+is run again on a new worker. No worker outlives the process that asked for it, however that ended.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -194,9 +195,18 @@ def _guarded(work: Callable[[Any], Any], job: Any) -> _Outcome:
         return _Outcome(error=error)
 
 
+def _end_with_parent() -> None:
+    """End this process, in the middle of a job too, as soon as the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _process_main(connection: Connection) -> None:
     """A worker process: jobs come in, outcomes go out, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Before the first import of what computes, which the arguments bring with them.
     os.environ.update(SINGLE_THREADED)
     try:
