@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pinocchio as pin
+from scipy.linalg.lapack import dsyevd
 from scipy.spatial.transform import Rotation
 
 from vla_reasoner_ros.control.robots import Robot
@@ -310,7 +311,7 @@ def _shortened(step: FloatArray) -> FloatArray:
 
 def _damped_solve(jacobian: FloatArray, error: FloatArray) -> FloatArray:
     """``(J J^T + damping^2 I)^-1 e``, damped along the directions that are nearly singular."""
-    squares, vectors = np.linalg.eigh(jacobian @ jacobian.T)
+    squares, vectors, _ = dsyevd(jacobian @ jacobian.T, lower=1)  # eigh without its checks
     squares = np.maximum(squares, 0.0)
     lack = np.maximum(1.0 - np.sqrt(squares) / DAMPING_THRESHOLD, 0.0)
     return vectors @ ((vectors.T @ error) / (squares + (DAMPING * lack) ** 2 + 1e-15))
