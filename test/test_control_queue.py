@@ -92,6 +92,14 @@ def test_a_motion_that_ends_while_the_planner_thinks_counts_until_its_end():
     assert trimmed.consumed == pytest.approx(2.0)
 
 
+def test_no_action_is_past_before_a_clock_that_jumped_back(queue):
+    for sequence in range(1, 30):  # the time line begins after the first ones
+        take(queue, chunk(sequence, START + sequence * S // 2), START + sequence * S // 2)
+    before = START - 70 * S
+    assert queue.actions_consumed(before) == 0
+    assert queue.actions_frozen(before) == 0
+
+
 def test_an_interruption_stops_the_count():
     queue = ChunkQueue(ChunkParameters())
     take(queue, chunk(1, START, steps=20), START)

@@ -113,8 +113,13 @@ class ChunkQueue:
         return self._sequence
 
     def actions_consumed(self, now_ns: int) -> int:
-        """Whole actions of the newest chunk that are past, those trimmed included."""
-        return int(self._count(now_ns) - self._chunk_start + EPSILON) if self._times else 0
+        """Whole actions of the newest chunk that are past, those trimmed included.
+
+        None is at a time before all that is known: the clock has jumped back.
+        """
+        if not self._times:
+            return 0
+        return max(0, int(self._count(now_ns) - self._chunk_start + EPSILON))
 
     def actions_frozen(self, switch_ns: int) -> int:
         """Actions of the newest chunk that one which takes over at a time would count as past."""
