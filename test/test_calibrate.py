@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -10,8 +11,15 @@ from vla_reasoner_ros.data.bags import BagReader
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.evaluation import calibrate, done
-from vla_reasoner_ros.evaluation.calibrate import Calibration, parameter_file, skill_of
-from vla_reasoner_ros.evaluation.calibration_data import BudgetPoint, Collector, Logs, Prediction
+from vla_reasoner_ros.evaluation.calibrate import parameter_file
+from vla_reasoner_ros.evaluation.calibration_data import (
+    BudgetPoint,
+    Collector,
+    Futures,
+    Logs,
+    Prediction,
+)
+from vla_reasoner_ros.evaluation.calibration_rules import Calibration, budget, gate, skill_of
 from vla_reasoner_ros.evaluation.done import ValueSeries
 from vla_reasoner_ros.evaluation.replay_settings import read_parameter_file
 from vla_reasoner_ros.parameters import build
@@ -25,88 +33,251 @@ def components():
     return load_components(ComponentParameters(world_model="latent"))
 
 
-def logs_of(slope, noise, count=300, moments=0, seed=0):
-    """Imagined changes of which a share comes true, the more noise the deeper."""
+def logs_of(share, noise, count=300, step=0.05, seed=0, at_once=False):
+    """Values that wander; of what is imagined at each depth a share comes true.
+
+    Args:
+        share: of imagined changes that come true, (4,) or one for all depths.
+        noise: (4,) deviation of what is imagined at each depth from its share of the truth.
+        count: moments, each of an episode of its own.
+        step: deviation of the true change in one macro-action.
+        seed: of all numbers.
+        at_once: nothing changes after the first macro-action.
+    """
     rng = np.random.default_rng(seed)
     predictions = []
-    for index in range(count):
-        for depth in (1, 2, 3, 4):
-            imagined = rng.normal(0.0, 0.05)
-            seen = slope * imagined + rng.normal(0.0, noise * depth**3)
-            predictions.append(Prediction(index, 0.0, depth, 0.5, 0.5 + imagined, 0.5 + seen, 0.01))
-    return Logs(predictions=predictions)
+    for episode in range(count):
+        before = rng.normal(0.5, 0.1)
+        steps = rng.normal(0.0, step, 4)
+        seen = before + (np.full(4, steps[0]) if at_once else np.cumsum(steps))
+        imagined = before + (seen - before) / share + rng.normal(0.0, noise)
+        predictions += [
+            Prediction(episode, 0.0, depth, before, imagined[depth - 1], seen[depth - 1], 0.01)
+            for depth in (1, 2, 3, 4)
+        ]
+    looks = [(np.arange(20.0), rng.normal(0.5, 0.02, 20)) for _ in range(10)]
+    return Logs(predictions=predictions, looks=looks)
 
 
-def advised(logs, components, **options):
-    found = calibrate.calibrate(logs, components, SearchParameters(), **options)
+EXACT = (0.0, 0.0, 0.0, 0.0)
+NOTHING = (5.0, 5.0, 5.0, 5.0)
+
+
+def advised(logs, components, confidence=0.7, **changed):
+    found = calibrate.calibrate(
+        logs, components, SearchParameters(**changed), confidence=confidence
+    )
     return {advice.name: advice for advice in found.advice}, found
 
 
+def skill(logs):
+    return skill_of(logs.futures(), np.random.default_rng(0))
+
+
 def test_the_share_of_imagined_gains_that_come_true_is_found():
-    rng = np.random.default_rng(1)
-    imagined = rng.normal(size=400)
-    skill = skill_of(imagined, 0.4 * imagined + rng.normal(size=400) * 0.2, rng)
-    assert skill.slope == pytest.approx(0.4, abs=0.05)
-    assert skill.residual == pytest.approx(0.2, abs=0.03)
-    assert skill.low < skill.correlation < skill.high
-    assert skill_of(np.zeros(50), imagined[:50], rng).low == -1.0
+    found = skill(logs_of(0.4, EXACT))
+    assert found.slope == pytest.approx([0.4] * 4)
+    assert found.correlation[3] == pytest.approx(1.0)
+    noisy = skill(logs_of(1.0, (0.1,) * 4))
+    low, high = noisy.interval(noisy.drawn)
+    assert (low < noisy.correlation).all()
+    assert (noisy.correlation < high).all()
 
 
-def test_a_model_that_foretells_gets_its_share_and_its_depth(components):
-    advice, _ = advised(logs_of(0.7, 0.005), components)
-    assert advice["search.alpha"].value == pytest.approx(0.3, abs=0.06)
-    assert advice["search.depth"].value >= 2
-    shallow, _ = advised(logs_of(0.7, 0.1), components)
-    assert shallow["search.depth"].value == 1
-    noisier, _ = advised(logs_of(0.7, 0.15), components)
-    assert noisier["search.margin"].value > shallow["search.margin"].value
-    careful, _ = advised(logs_of(0.7, 0.1), components, confidence=0.95)
-    assert careful["search.margin"].value > shallow["search.margin"].value
-    assert advised(logs_of(0.7, 0.1), components, confidence=0.5)[0]["search.margin"].value == 0.0
+def test_a_noisy_value_at_the_beginning_is_no_skill():
+    rng = np.random.default_rng(0)
+    before = rng.normal(0.5, 0.1, 400)
+    later, imagined = rng.normal(0.5, 0.05, (2, 400, 4))
+    assert np.corrcoef(imagined[:, 0] - before, later[:, 0] - before)[0, 1] > 0.7
+    found = skill_of(Futures(np.arange(400), before, imagined, later), rng)
+    low, high = found.interval(found.drawn)
+    assert (low < 0.0).all()
+    assert (high > 0.0).all()
 
 
-def test_a_model_that_foretells_nothing_leaves_the_policy_alone(components):
-    advice, found = advised(logs_of(0.0, 0.05), components)
-    assert advice["search.alpha"].value == 1.0
-    assert "does not foretell" in advice["search.alpha"].why
-    assert found.parameters() == {"search.alpha": 1.0}
+def test_the_interval_counts_stretches_of_driving_not_moments():
+    logs = logs_of(1.0, (0.2,) * 4, count=40)
+    many = [
+        dataclasses.replace(p, time=p.time + 2.0 * i) for p in logs.predictions for i in range(5)
+    ]
+    few, repeated = skill(logs), skill(Logs(predictions=many))
+    assert repeated.n == 5 * few.n
+    assert repeated.stretches == few.stretches == 40
+    assert repeated.drawn[:, 0].std() == pytest.approx(few.drawn[:, 0].std(), rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("best", [1, 3, 4])
+def test_the_depth_that_foretells_clearly_best_is_advised(components, best, seed):
+    noise = [1.0] * 4
+    noise[best - 1] = 0.02
+    advice, _ = advised(logs_of(1.0, noise, seed=seed), components)
+    assert advice["search.depth"].value == best
+
+
+def test_depth_stays_where_no_other_is_clearly_better(components):
+    advice, _ = advised(logs_of(1.0, (0.05,) * 4, at_once=True), components)
+    assert advice["search.depth"].value is None
+    assert "no other depth foretells clearly better" in advice["search.depth"].why
+
+
+def test_of_equally_good_depths_the_shallowest_is_advised(components):
+    logs = logs_of(1.0, (3.0, 0.05, 0.05, 3.0), at_once=True)
+    advice, _ = advised(logs, components, depth=4)
+    assert advice["search.depth"].value == 2
+
+
+@pytest.mark.parametrize(
+    ("share", "present", "lowest", "highest"), [(0.3, 0.2, 0.65, 0.75), (0.9, 0.8, 0.05, 0.15)]
+)
+def test_alpha_moves_to_what_clearly_comes_true(components, share, present, lowest, highest):
+    logs = logs_of(share, (0.005,) * 4)
+    advice, _ = advised(logs, components, alpha=present, depth=4)
+    assert lowest <= advice["search.alpha"].value <= highest
+    fitting, _ = advised(logs, components, alpha=round(1.0 - share, 2), depth=4)
+    assert fitting["search.alpha"].value is None
+
+
+def test_alpha_is_that_of_the_depth_in_use(components):
+    shares, noise = np.array([1.0, 0.2, 1.0, 1.0]), np.array([0.05, 0.25, 0.05, 0.05])
+    advice, _ = advised(logs_of(shares, noise, at_once=True), components, alpha=0.5)
+    assert advice["search.depth"].value is None
+    assert 0.8 < advice["search.alpha"].value < 0.95
+    other, _ = advised(logs_of(shares, noise, at_once=True), components, alpha=0.5, depth=3)
+    assert other["search.depth"].value is None
+    assert other["search.alpha"].value is None
+
+
+def margin_of(seen_of, components, **options):
+    """Advice on a margin where imagined changes of both small and large size come true or not."""
+    rng = np.random.default_rng(0)
+    predictions = []
+    for episode in range(400):
+        change = rng.choice([0.004, 0.2]) * rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 1.5)
+        seen = 0.5 + seen_of(change, rng)
+        predictions += [
+            Prediction(episode, 0.0, depth, 0.5, 0.5 + change, seen, 0.0) for depth in (1, 2, 3, 4)
+        ]
+    looks = [(np.arange(20.0), rng.normal(0.5, 0.05, 20)) for _ in range(10)]
+    found = advised(Logs(predictions=predictions, looks=looks), components, **options)
+    return found[0]["search.margin"]
+
+
+def test_a_margin_is_advised_where_changes_within_the_noise_mean_nothing(components):
+    lost = lambda change, rng: change if abs(change) > 0.05 else rng.normal(0.0, 0.1)  # noqa: E731
+    margin = margin_of(lost, components)
+    assert margin.value == pytest.approx(0.52 * 2**0.5 * 0.05, rel=0.25)
+    assert "go the way seen ones do in" in margin.why
+    assert margin_of(lost, components, confidence=0.9).value > margin.value
+    assert margin_of(lost, components, margin=0.2).value is None
+    right = margin_of(lambda change, rng: change, components)
+    assert right.value is None
+    assert "no clear difference" in right.why
+
+
+def test_data_without_signal_change_nothing_and_say_so(components):
+    found = [advised(logs_of(1.0, NOTHING, seed=seed), components) for seed in range(10)]
+    assert all(calibration.parameters() == {} for _, calibration in found)
+    for name in ("search.depth", "search.alpha", "search.margin"):
+        honest = ["not enough data" in advice[name].why for advice, _ in found]
+        assert sum(honest) >= 9, name  # one in forty may look like a signal
 
 
 def test_too_few_data_recommend_nothing_and_say_how_many_there_are(components):
-    advice, found = advised(logs_of(0.7, 0.005, count=12), components)
+    advice, found = advised(logs_of(0.7, EXACT, count=12), components)
     assert found.parameters() == {}
-    assert advice["search.depth"].why == "not enough data: 12 independent moments, 30 are needed"
-    for name in ("search.alpha", "search.margin", "search.simulations", "bandwidth"):
-        assert "not enough data" in advice[name].why, name
-    assert "0 successes and 0 failures are known" in advice["task.success_value"].why
-    assert calibrate.figure(found).startswith(b"\x89PNG")
-
-
-def test_neighbouring_moments_count_once():
-    near = [Prediction(0, 0.4 * i, 1, 0.0, 0.0, 0.0, 0.0) for i in range(10)]
-    assert [p.time for p in Logs(predictions=near).at_depth(1)] == pytest.approx(
-        [0.0, 1.2, 2.4, 3.6]
+    assert advice["search.depth"].why == (
+        "not enough data: 12 moments from 12 stretches, 30 from 10 are needed"
     )
+    for name in ("search.alpha", "search.margin", "search.simulations", "search.gate.enabled"):
+        assert "not enough data" in advice[name].why, name
+    assert "not enough data" in advice["bandwidth"].why
+    assert "0 successes and 0 failures are known" in advice["task.success_value"].why
+    assert calibrate.figure(found, 2).startswith(b"\x89PNG")
 
 
-def test_the_gate_opens_only_where_searching_pays():
+def test_neighbouring_moments_count_once_and_cut_off_futures_not_at_all():
+    near = [
+        Prediction(0, 0.4 * i, depth, 0.0, 0.0, 0.0, 0.0)
+        for i in range(10)
+        for depth in (1, 2, 3, 4)
+        if i + depth < 10
+    ]
+    futures = Logs(predictions=near).futures()
+    assert futures.imagined.shape == (2, 4)  # at 0 and 1.2 s; from 2.4 s on the end is near
+    assert Logs().futures().seen.shape == (0, 4)
+
+
+def test_the_noise_of_values_is_that_of_one_look():
     rng = np.random.default_rng(0)
-    slopes = rng.uniform(-0.1, 0.2, 60)
-    pays = BudgetPoint(64, np.where(slopes < 0.05, 0.3, 0.0), 1.0, np.ones(60))
-    logs = Logs(moments=[None] * 60, own_gains=slopes.tolist())
+    times = np.sort(rng.uniform(0.0, 100.0, 3000))
+    looks = [(times, 0.01 * times + rng.normal(0.0, 0.03, 3000)), (np.zeros(1), np.zeros(1))]
+    assert Logs(looks=looks).noise().std() == pytest.approx(0.03, rel=0.05)
+
+
+# The gate.
+
+
+def gated(gains, margin=0.0, trusted=True, count=120):
+    rng = np.random.default_rng(0)
+    slopes = rng.uniform(-0.1, 0.2, count)
     found = Calibration()
-    calibrate._gate(found, logs, [pays], margin=0.1)
-    advice = {a.name: a.value for a in found.advice}
-    assert advice["search.gate.enabled"] is True
-    assert 0.0 <= advice["search.gate.skip_slope"] <= 0.06
+    gate(found, slopes, gains(slopes, rng), margin, trusted, np.full(60, 0.01), rng)
+    return {a.name: a for a in found.advice}
+
+
+def test_the_gate_is_advised_where_skipping_loses_nothing():
+    advice = gated(lambda slopes, rng: np.where(slopes < 0.05, 0.3, 0.0))
+    assert advice["search.gate.enabled"].value is True
+    assert 0.04 <= advice["search.gate.skip_slope"].value <= 0.08
+    below = gated(lambda slopes, rng: np.where(slopes < 0.05, 0.3, 0.02), margin=0.05)
+    assert below["search.gate.enabled"].value is True
+
+
+@pytest.mark.parametrize(
+    "gains",
+    [
+        lambda slopes, rng: np.full(len(slopes), 0.3),
+        lambda slopes, rng: rng.exponential(0.05, len(slopes)),
+        lambda slopes, rng: np.zeros(len(slopes)),
+    ],
+    ids=["always pays", "has nothing to do with the slope", "never pays"],
+)
+def test_the_gate_is_left_alone_where_skipping_may_lose(gains):
+    assert gated(gains)["search.gate.enabled"].value is None
+
+
+def test_the_gate_is_left_alone_where_its_slope_is_not_known_to_come_true():
+    pays = lambda slopes, rng: np.where(slopes < 0.05, 0.3, 0.0)  # noqa: E731
+    assert "not enough data" in gated(pays, trusted=False)["search.gate.enabled"].why
+    assert "not enough data" in gated(pays, count=40)["search.gate.enabled"].why
+
+
+# The budget.
+
+
+def budgeted(gains, times_ms, present):
     found = Calibration()
-    always = BudgetPoint(64, np.full(60, 0.3), 1.0, np.ones(60))
-    calibrate._gate(found, logs, [always], margin=0.1)
-    assert found.parameters() == {"search.gate.enabled": False}
+    points = [
+        BudgetPoint(n, np.asarray(gain), 1.0, np.full(len(gain), time_ms))
+        for (n, gain), time_ms in zip(gains.items(), times_ms, strict=True)
+    ]
+    budget(found, points, present, 400.0, np.random.default_rng(0))
+    return found.advice[0]
+
+
+def test_a_smaller_budget_is_advised_where_it_loses_nothing_a_larger_one_never():
+    gains = np.random.default_rng(0).exponential(0.05, 60)
+    tried = {16: 0.5 * gains, 32: gains, 64: gains, 128: 3.0 * gains}
+    assert budgeted(tried, [10, 20, 40, 80], 64).value == 32
+    assert budgeted(tried, [10, 20, 40, 80], 32).value is None
+    assert budgeted(tried, [10, 20, 500, 800], 128).value == 32
+    assert budgeted(tried, [500, 500, 500, 800], 64).value is None
 
 
 def test_what_is_written_is_what_the_planner_loads(components, tmp_path):
-    _, found = advised(logs_of(0.7, 0.005), components)
+    _, found = advised(logs_of(0.7, (1.0, 1.0, 0.01, 1.0)), components, alpha=0.9)
+    assert set(found.parameters()) == {"search.depth", "search.alpha"}
     found.bandwidth = 0.5
     for path, content in parameter_file(found, tmp_path, "mixture").items():
         path.write_bytes(content)

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.types import FloatArray, Observation
 
+Anything = TypeVar("Anything")
+
 DEPTHS = (1, 2, 3, 4)
 """Macro-actions ahead that are compared."""
 SAMPLED = 60
@@ -33,11 +35,15 @@ MOST_KEPT = 8 * SAMPLED
 """Moments that are remembered; past it every other one is forgotten."""
 NEAR = 1.0
 """s between moments whose errors count as one: neighbours say the same."""
+STRETCH = 10.0
+"""s of an episode that are resampled together: what goes wrong goes wrong for a while."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was imagined at a moment for what was then really done.
+    """What was imagined at a moment, as the search does: one macro-action, then the policy's own.
+
+    The first is the one that was then really done; so no depth knows more of it than another.
 
     Attributes:
         episode: the moment's.
@@ -58,13 +64,31 @@ class Prediction:
     disagreement: float
 
 
+@dataclass(frozen=True)
+class Futures:
+    """Moments after which everything up to the deepest of :data:`DEPTHS` was seen.
+
+    Attributes:
+        stretch: (N,) number of the stretch of driving that each belongs to.
+        before: (N,) value seen at the moment.
+        imagined: (N, D) value imagined for each depth.
+        seen: (N, D) value seen there.
+    """
+
+    stretch: NDArray[np.int64]
+    before: NDArray[np.float64]
+    imagined: NDArray[np.float64]
+    seen: NDArray[np.float64]
+
+
 @dataclass
 class Logs:
     """Everything that the bags gave.
 
     Attributes:
         predictions: of all depths.
-        series: the value along each episode.
+        series: the value along each episode whose outcome is known.
+        looks: times, s, and values along every episode.
         moments: sampled for thinking about.
         actions: pairs of the policy's own and the demonstrated macro-action, each (M, D).
         own_gains: imagined gain of the policy's own macro-action at each of the moments; NaN
@@ -74,23 +98,48 @@ class Logs:
 
     predictions: list[Prediction] = field(default_factory=list)
     series: list[ValueSeries] = field(default_factory=list)
+    looks: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
     moments: list[Observation] = field(default_factory=list)
     actions: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
     own_gains: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def at_depth(self, depth: int) -> list[Prediction]:
-        """Predictions of one depth, thinned out so that they count as independent."""
-        kept: list[Prediction] = []
+    def futures(self) -> Futures:
+        """Whole futures, thinned out so that neighbours count once."""
+        by_moment: dict[tuple[int, float], dict[int, Prediction]] = {}
         for prediction in self.predictions:
-            if prediction.depth != depth:
-                continue
-            last = kept[-1] if kept else None
-            if last is None or (
-                prediction.episode != last.episode or prediction.time - last.time >= NEAR
+            moment = by_moment.setdefault((prediction.episode, prediction.time), {})
+            moment[prediction.depth] = prediction
+        kept: list[list[Prediction]] = []
+        for (episode, time), found in sorted(by_moment.items()):
+            last = kept[-1][0] if kept else None
+            if len(found) == len(DEPTHS) and (
+                last is None or last.episode != episode or time - last.time >= NEAR
             ):
-                kept.append(prediction)
-        return kept
+                kept.append([found[depth] for depth in DEPTHS])
+        stretches: dict[tuple[int, int], int] = {}
+        numbers = [
+            stretches.setdefault((row[0].episode, int(row[0].time // STRETCH)), len(stretches))
+            for row in kept
+        ]
+        shape = (len(kept), len(DEPTHS))
+        return Futures(
+            np.array(numbers, np.int64),
+            np.array([row[0].before for row in kept]),
+            np.array([[p.imagined for p in row] for row in kept]).reshape(shape),
+            np.array([[p.seen for p in row] for row in kept]).reshape(shape),
+        )
+
+    def noise(self) -> NDArray[np.float64]:
+        """(K,) how far values lie off the line between their neighbours, as errors of one look."""
+        errors = [np.zeros(0)]
+        for times, values in self.looks:
+            if len(times) < 3:
+                continue
+            share = (times[1:-1] - times[:-2]) / (times[2:] - times[:-2])
+            off = values[1:-1] - (1.0 - share) * values[:-2] - share * values[2:]
+            errors.append(off / np.sqrt(1.0 + share**2 + (1.0 - share) ** 2))
+        return np.concatenate(errors)
 
 
 @dataclass
@@ -197,10 +246,15 @@ class Collector:
             while waiting and at - waiting[0].at >= self._macro * max(DEPTHS):
                 waiting.popleft()
             if at % self._executed == 0:
-                future = actions[at : at + self._macro * max(DEPTHS)]
-                waiting.append(_Open(at * dt, before, self._imagine(future), at))
+                own = self._own(observation)
+                first = actions[at : at + self._macro]
+                imagined = self._imagine(first, own)
+                waiting.append(_Open(at * dt, before, imagined, at))
                 logs.moments.append(observation)
-                logs.own_gains.append(self._own(observation, future[: self._macro], before))
+                logs.own_gains.append(self._gain(own, before))
+                if own is not None and len(first) == self._macro:
+                    logs.actions.append((own[: self._macro], np.array(first)))
+        logs.looks.append((np.array(times), np.array(values)))
         known = [state for state in outcome if state is not None]
         if known:
             done = next((at * dt for at, s in enumerate(outcome) if s is not None and s[1]), None)
@@ -218,33 +272,42 @@ class Collector:
         members = np.asarray(self._value.evaluate(np.array([slot], np.int64)))[:, 0]
         return float(members.mean()), float(members.std())
 
-    def _imagine(self, actions: Sequence[FloatArray]) -> list[tuple[float, float]]:
-        """Value and disagreement after one, two, ... macro-actions from slot 0."""
-        imagined = []
-        for number in range(len(actions) // self._macro):
-            part = np.array(actions[number * self._macro : (number + 1) * self._macro])
-            self._step(number, part, number + 1)
-            imagined.append(self._valued(number + 1))
+    def _imagine(
+        self, done: Sequence[FloatArray], own: FloatArray | None
+    ) -> list[tuple[float, float]]:
+        """Value and disagreement at each depth after what was done and the policy's own.
+
+        Past the end of the policy's chunk its last macro-action is repeated, as in the search.
+        """
+        if own is None or len(done) < self._macro:
+            return []
+        imagined, part = [], np.array(done)
+        for depth in DEPTHS:
+            self._step(depth - 1, part, depth)
+            imagined.append(self._valued(depth))
+            following = own[depth * self._macro : (depth + 1) * self._macro]
+            part = following if len(following) == self._macro else part
         return imagined
 
     def _step(self, source: int, actions: FloatArray, target: int) -> None:
         macro = actions[None].astype(np.float32)
         self._world_model.step(np.array([source]), macro, np.array([target]))
 
-    def _own(self, observation: Observation, done: Sequence[FloatArray], before: float) -> float:
-        """Imagined gain of the policy's own macro-action."""
+    def _own(self, observation: Observation) -> FloatArray | None:
+        """The policy's own actions; None where it failed or has no whole macro-action."""
         try:
-            chunk = self.components.policy.propose(observation)[0]
+            actions = self.components.policy.propose(observation)[0].actions
         except VlaReasonerError as error:
             self.logs.problems.append(f"policy: {error}")
-            return math.nan
-        own = chunk.actions[: self._macro]
-        if len(own) < self._macro:
+            return None
+        return np.array(actions) if len(actions) >= self._macro else None
+
+    def _gain(self, own: FloatArray | None, before: float) -> float:
+        """Imagined gain of the policy's own first macro-action."""
+        if own is None:
             return math.nan
         slot = max(DEPTHS) + 1
-        self._step(0, own, slot)
-        if len(done) == self._macro:
-            self.logs.actions.append((np.array(own), np.array(done)))
+        self._step(0, own[: self._macro], slot)
         return self._valued(slot)[0] - before
 
 
@@ -265,6 +328,11 @@ class BudgetPoint:
     times_ms: NDArray[np.float64]
 
 
+def thinned(of_moments: Sequence[Anything]) -> Sequence[Anything]:
+    """At most :data:`SAMPLED` of what is known of each moment, spread evenly."""
+    return of_moments[:: max(1, math.ceil(len(of_moments) / SAMPLED))]
+
+
 def think(
     components: Components,
     parameters: Sequence[SearchParameters],
@@ -279,8 +347,7 @@ def think(
         moments: spread evenly; at most :data:`SAMPLED` are taken.
         seed: of the Reasoner.
     """
-    step = max(1, math.ceil(len(moments) / SAMPLED))
-    chosen = moments[::step]
+    chosen = thinned(moments)
     points, winners = [], []
     for given in parameters:
         reasoner = Reasoner(
