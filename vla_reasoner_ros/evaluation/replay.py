@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from vla_reasoner_ros.data.motion import actions_of
 from vla_reasoner_ros.errors import BagError, ConfigurationError, VlaReasonerError
 from vla_reasoner_ros.evaluation import shadow
 from vla_reasoner_ros.evaluation.evaluate import parse_overrides
+from vla_reasoner_ros.evaluation.replay_live import CONTROLLER_STATUS, Live, recorded_decisions
 from vla_reasoner_ros.evaluation.replay_record import Replay, ReplayWriter, Row, read_replay
 from vla_reasoner_ros.evaluation.replay_settings import (
     EVERY,
@@ -43,9 +43,8 @@ from vla_reasoner_ros.planner import StateMatcher, warm_up
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.schedule import is_due
 from vla_reasoner_ros.search.stages import STAGES
-from vla_reasoner_ros.search.statistics import SearchStatistics
 from vla_reasoner_ros.training.progress import Progress
-from vla_reasoner_ros.types import Decision, FloatArray, Observation
+from vla_reasoner_ros.types import Decision, Observation
 
 __all__ = ["Replay", "read_replay"]
 
@@ -199,50 +198,6 @@ def replay_bag(
 
 
 @dataclass
-class Live:
-    """A decision as it was made when the bag was recorded.
-
-    Attributes:
-        statistics: what it said about itself.
-        actions: (H, D) of its chunk; None when that was not recorded.
-        consumed: actions that fell due while it was made.
-        source: of its chunk.
-    """
-
-    statistics: SearchStatistics
-    actions: FloatArray | None = None
-    consumed: int = 0
-    source: str = ""
-
-
-def recorded_decisions(bag: BagReader, ingest: BagIngest) -> dict[int, Live]:
-    """The live decisions of a bag, by the stamp of the observation decided on."""
-    found: dict[int, Live] = {}
-    told, chunks = ingest.find("search_statistics"), ingest.find("action_chunk")
-    kinds = {told: messages.SEARCH_STATISTICS, chunks: messages.ACTION_CHUNK}
-    topics = {t for t, kind in kinds.items() if t is not None and bag.topics[t].type == kind}
-    if told not in topics:
-        return found
-    waiting: dict[int, Any] = {}
-    for message in bag.messages(topics):
-        try:
-            if message.topic == told:
-                said = messages.statistics_from_message(bag.deserialize(message))
-                found[said.observation_stamp_ns] = Live(said)
-            else:
-                chunk = messages.chunk_from_message(bag.deserialize(message))
-                waiting[chunk.observation_stamp_ns] = chunk
-        except VlaReasonerError as error:
-            bag.problems.append(str(error))
-    for stamp_ns, live in found.items():
-        published = waiting.get(stamp_ns)
-        if published is not None:
-            live.actions, live.consumed = published.actions, published.consumed
-            live.source = published.source.value
-    return found
-
-
-@dataclass
 class _Waiting:
     """A decision that waits for what was really done after it."""
 
@@ -322,7 +277,7 @@ class _Run:
             ("simulator_state", messages.SIMULATOR_STATE, self._state_came),
             (
                 "arm_controller_node/status",
-                "vla_reasoner_ros/msg/ControllerStatus",
+                CONTROLLER_STATUS,
                 self._controller_told,
             ),
         ):
@@ -402,12 +357,15 @@ class _Run:
         if first:
             self._reasoner.reset()
         started = time.process_time()
-        consumed = live.consumed if live is not None and self._moments == RECORDED else 0
+        again = live if self._moments == RECORDED else None
+        consumed = again.consumed if again is not None else 0
+        frozen = again.frozen if again is not None and again.controlled else None
         try:
             decision = self._reasoner.decide(
                 observation,
                 deadline_s=None if self._settings.keep_deadline else math.inf,
                 actions_consumed=lambda: consumed,
+                frozen=(lambda: frozen) if again is not None and again.controlled else None,
             )
         except VlaReasonerError as error:
             self._faults.append(f"no decision: {error}")
