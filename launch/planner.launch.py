@@ -10,7 +10,7 @@ from vla_reasoner_ros.ros import bringup
 
 
 def launch_nodes(context: LaunchContext) -> list:
-    return bringup.ordered_startup(context, [bringup.planner_node(context)])
+    return bringup.startup(context, [bringup.planner_node(context)])
 
 
 def generate_launch_description() -> LaunchDescription:

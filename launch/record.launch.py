@@ -6,12 +6,15 @@ Example: ``ros2 launch vla_reasoner_ros record.launch.py contract:=sim out:=reco
 import sys
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import ExecuteProcess, OpaqueFunction, Shutdown
+from launch.actions import ExecuteProcess, OpaqueFunction
 
 from vla_reasoner_ros.ros import bringup
+from vla_reasoner_ros.ros.startup import ends_launch
 
 
 def launch_recorder(context: LaunchContext) -> list:
+    if bringup.value(context, "seconds"):
+        bringup.number(context, "seconds", float, above=True)
     command = [sys.executable, "-m", "vla_reasoner_ros.cli", "record"]
     for name in ("contract", "namespace", "out", "seconds"):
         text = bringup.value(context, name)
@@ -19,7 +22,11 @@ def launch_recorder(context: LaunchContext) -> list:
             command += [f"--{name}", text]
     if bringup.is_true(context, "compress"):
         command.append("--compress")
-    return [ExecuteProcess(cmd=command, output="screen", on_exit=Shutdown(reason="recorded"))]
+    return [
+        ExecuteProcess(
+            cmd=command, output="screen", on_exit=ends_launch("the recorder", "recorded")
+        )
+    ]
 
 
 def generate_launch_description() -> LaunchDescription:

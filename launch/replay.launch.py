@@ -8,17 +8,17 @@ Example: ``ros2 launch vla_reasoner_ros replay.launch.py bag:=recordings/run1 po
 """
 
 import sys
-from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription
-from launch.actions import ExecuteProcess, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.actions import ExecuteProcess, OpaqueFunction, RegisterEventHandler
 from launch_ros.event_handlers import OnStateTransition
 
 from vla_reasoner_ros.data.bag_ingest import RECORDED, TOLD, BagIngest
 from vla_reasoner_ros.data.bags import BagReader
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.ros import bringup
+from vla_reasoner_ros.ros.startup import ends_launch
 
 DRY = {name: f"replay/{name}" for name in ("joint_trajectory", "gripper_command", "action_chunk")}
 """Commands by the names that nobody else takes."""
@@ -47,30 +47,31 @@ def launch_nodes(context: LaunchContext) -> list:
             entities=[player(context, contract)],
         )
     )
-    return [*bringup.ordered_startup(context, [camera, controller, planner]), playing]
+    return [*bringup.startup(context, [camera, controller, planner]), playing]
 
 
 def player(context: LaunchContext, contract: str) -> ExecuteProcess:
     """rosbag2's player where it is installed and can give the time, else ours."""
-    bag, rate = bringup.value(context, "bag"), bringup.value(context, "rate")
+    bag = bringup.required(context, "bag", "it is played")
+    rate = f"{bringup.number(context, 'rate', float, above=True):g}"
     namespace = bringup.value(context, "namespace")
-    if not Path(bag).exists():
-        raise FileNotFoundError(f"bag: there is none at {bag!r}")
+    with BagReader(bag) as reader:
+        ingest = BagIngest(reader, load_contract(contract))
+        names = [contract_.topic for contract_ in ingest.contract.streams.values()]
+        names += [ingest.contract.moments.instruction, "simulator_state"]
+        topics = {ingest.find(name): name for name in names if ingest.find(name)}
     command = [sys.executable, "-m", "vla_reasoner_ros.cli", "play", bag]
     command += ["--contract", contract, "--namespace", namespace, "--rate", rate]
     chosen = bringup.value(context, "player")
-    if chosen == "rosbag2" or (chosen == "auto" and has_rosbag2()):
-        with BagReader(bag) as reader:
-            ingest = BagIngest(reader, load_contract(contract))
-            names = [contract_.topic for contract_ in ingest.contract.streams.values()]
-            names += [ingest.contract.moments.instruction, "simulator_state"]
-            topics = {ingest.find(name): name for name in names if ingest.find(name)}
-        if ingest.clock in (RECORDED, TOLD):
-            command = ["ros2", "bag", "play", bag, "--rate", rate, "--topics", *topics]
-            command += ["/clock"] if ingest.clock == TOLD else ["--clock", "100"]
-            command += ["--remap"]
-            command += [f"{topic}:=/{namespace}/{name}" for topic, name in topics.items()]
-    return ExecuteProcess(cmd=command, output="screen", on_exit=Shutdown(reason="the bag is over"))
+    rosbag2 = chosen == "rosbag2" or (chosen == "auto" and has_rosbag2())
+    if rosbag2 and ingest.clock in (RECORDED, TOLD):
+        command = ["ros2", "bag", "play", bag, "--rate", rate, "--topics", *topics]
+        command += ["/clock"] if ingest.clock == TOLD else ["--clock", "100"]
+        command += ["--remap"]
+        command += [f"{topic}:=/{namespace}/{name}" for topic, name in topics.items()]
+    return ExecuteProcess(
+        cmd=command, output="screen", on_exit=ends_launch("the player", "the bag is over")
+    )
 
 
 def has_rosbag2() -> bool:

@@ -24,8 +24,8 @@ def launch_nodes(context: LaunchContext) -> list:
         "sim_node",
         parameters={
             "task": bringup.value(context, "task"),
-            "seed": int(bringup.value(context, "seed")),
-            "real_time_factor": float(bringup.value(context, "real_time_factor")),
+            "seed": bringup.number(context, "seed", int),
+            "real_time_factor": bringup.number(context, "real_time_factor", float, above=True),
             "lockstep": bringup.is_true(context, "lockstep"),
             "scene_hook": bringup.value(context, "scene_hook"),
         },
@@ -43,7 +43,7 @@ def launch_nodes(context: LaunchContext) -> list:
     nodes = [sim, camera, controller, deadman, bringup.planner_node(context)]
     if bringup.is_true(context, "view"):
         nodes.append(bringup.node(context, "view_node", parameters={"cameras": "sim"}))
-    return [*bringup.ordered_startup(context, nodes), *bringup.rviz(context)]
+    return [*bringup.startup(context, nodes), *bringup.rviz(context)]
 
 
 def instruction(context: LaunchContext) -> str:

@@ -15,6 +15,8 @@ from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, Opaq
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import LifecycleNode
 
+from vla_reasoner_ros.errors import BagError
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = {path.name.split(".")[0]: path for path in sorted((ROOT / "launch").glob("*.launch.py"))}
 COMMON = {"namespace", "use_sim_time", "params_file", "log_level"}
@@ -25,8 +27,10 @@ EXPECTED = {
     "planner": PLANNING,
     "franka": ARM,
     "ur": ARM,
+    "replay": PLANNING | {"bag", "contract", "instruction", "rate", "player"},
+    "record": {"contract", "namespace", "out", "seconds", "compress"},
 }
-TRUE_OR_FALSE = {"use_sim_time", "enable_control", "start_driver", "rviz"}
+TRUE_OR_FALSE = {"use_sim_time", "enable_control", "start_driver", "rviz", "compress"}
 
 
 def description(name):
@@ -63,7 +67,8 @@ def test_the_arguments_that_all_expect_are_there_with_their_choices(name):
     assert EXPECTED[name] <= set(declared)
     for argument in TRUE_OR_FALSE & set(declared):
         assert declared[argument].choices == ["true", "false"], argument
-    assert declared["log_level"].choices[0] == "debug"
+    if "log_level" in declared:
+        assert declared["log_level"].choices[0] == "debug"
 
 
 @pytest.mark.parametrize("name", ["franka", "ur"])
@@ -72,9 +77,9 @@ def test_a_real_arm_is_not_commanded_unless_asked(name):
 
 
 def test_nothing_is_ever_respawned():
-    text = (ROOT / "vla_reasoner_ros" / "ros" / "bringup.py").read_text()
-    assert "respawn=False" in text
-    for path in (*FILES.values(), ROOT / "vla_reasoner_ros" / "ros" / "bringup.py"):
+    ros = ROOT / "vla_reasoner_ros" / "ros"
+    assert "respawn=False" in (ros / "bringup.py").read_text()
+    for path in (*FILES.values(), ros / "bringup.py", ros / "startup.py"):
         assert not re.search(r"respawn\w*=True", path.read_text()), path
 
 
@@ -102,10 +107,18 @@ def test_nothing_is_ever_respawned():
             "start the driver of a Panda yourself",
         ),
         ("franka", {"policy": "x", "robot_description": "/no.urdf"}, "there is no file '/no.urdf'"),
+        ("sim", {"seed": "first"}, "seed: expected a whole number of at least 0, got 'first'"),
+        ("sim", {"seed": "-1"}, "seed: expected a whole number of at least 0, got '-1'"),
+        ("sim", {"real_time_factor": "0"}, "real_time_factor: expected a number above 0, got '0'"),
+        ("sim", {"startup_timeout": "nan"}, "startup_timeout: expected a number above 0"),
+        ("record", {"seconds": "ten"}, "seconds: expected a number above 0, got 'ten'"),
+        ("replay", {}, "bag: an argument is expected"),
+        ("replay", {"bag": "/no.mcap"}, "bag /no.mcap: there is none"),
+        ("replay", {"bag": "/no.mcap", "rate": "fast"}, "rate: expected a number above 0"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_remedy(name, given, said):
-    with pytest.raises((RuntimeError, FileNotFoundError), match=re.escape(said)):
+    with pytest.raises((RuntimeError, FileNotFoundError, BagError), match=re.escape(said)):
         entities(name, **given)
 
 

@@ -1,4 +1,4 @@
-"""What the launch files share: arguments, nodes, and a lifecycle start-up in order.
+"""What the launch files share: arguments, nodes, drivers.
 
 Imported by launch files only; needs ``launch`` and ``launch_ros``, which come with a ROS 2
 installation. Nothing that moves an arm is ever respawned: a process that dies ends the launch.
@@ -7,39 +7,29 @@ installation. Nothing that moves an arm is ever respawned: a process that dies e
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchContext, LaunchDescriptionEntity
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    IncludeLaunchDescription,
-    LogInfo,
-    OpaqueFunction,
-    RegisterEventHandler,
-    Shutdown,
-    TimerAction,
-)
-from launch.event_handlers import OnProcessStart
-from launch.events import matches_action
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
-from lifecycle_msgs.msg import Transition
 
 from vla_reasoner_ros.control.outputs import ARM_OUTPUTS, GRIPPER_OUTPUTS
 from vla_reasoner_ros.paths import share_directory
+from vla_reasoner_ros.ros.startup import give_up, ordered_startup
 
 PACKAGE = "vla_reasoner_ros"
 TRUTH = ("true", "false")
+
+T = TypeVar("T", int, float)
 
 
 def argument(
@@ -138,6 +128,40 @@ def is_true(context: LaunchContext, name: str) -> bool:
     return value(context, name) == "true"
 
 
+def number(
+    context: LaunchContext, name: str, kind: type[T], low: float = 0.0, *, above: bool = False
+) -> T:
+    """A launch argument that is a number.
+
+    Args:
+        context: holds the launch arguments.
+        name: of the argument.
+        kind: int or float.
+        low: the least that is allowed.
+        above: ``low`` itself is not allowed.
+
+    Raises:
+        RuntimeError: it is none, not finite, or too small.
+    """
+    text = value(context, name)
+    try:
+        read = kind(text)
+    except ValueError:
+        read = kind(-1)
+    if not math.isfinite(read) or read < low or (above and read == low):
+        least = f"above {low:g}" if above else f"of at least {low:g}"
+        noun = "a whole number" if kind is int else "a number"
+        raise RuntimeError(f"{name}: expected {noun} {least}, got {text!r}")
+    return read
+
+
+def startup(
+    context: LaunchContext, nodes: Sequence[LifecycleNode]
+) -> list[LaunchDescriptionEntity]:
+    """The nodes, brought up in order within ``startup_timeout`` each."""
+    return ordered_startup(nodes, number(context, "startup_timeout", float, above=True))
+
+
 def node(
     context: LaunchContext,
     executable: str,
@@ -173,7 +197,7 @@ def node(
         output="screen",
         emulate_tty=True,
         respawn=False,
-        on_exit=lambda event, context: _give_up(
+        on_exit=lambda event, context: give_up(
             context, f"{executable} ended with exit code {event.returncode}"
         ),
     )
@@ -195,39 +219,6 @@ def planner_node(
         },
         remappings=remappings,
     )
-
-
-def ordered_startup(
-    context: LaunchContext, nodes: Sequence[LifecycleNode]
-) -> list[LaunchDescriptionEntity]:
-    """Configure and activate the nodes one after another, each when the one before is active.
-
-    A node that fails a transition of the start-up, or is not active within ``startup_timeout`` of
-    its turn, ends the launch with its name as the reason. Once a node has been active its lifecycle
-    is the user's.
-    """
-    timeout = float(value(context, "startup_timeout"))
-    entities: list[LaunchDescriptionEntity] = []
-    started: set[str] = set()
-    turns = [_turn(node, timeout, started) for node in nodes]
-    for index, node in enumerate(nodes):
-        following = turns[index + 1] if index + 1 < len(nodes) else [LogInfo(msg="all active")]
-
-        def at_start(
-            goal: str, start: str, actions: list[LaunchDescriptionEntity], node: Any = node
-        ) -> RegisterEventHandler:
-            return _on(node, goal, start, [_until_started(node, started, actions)])
-
-        entities += [
-            at_start("inactive", "configuring", [_change(node, Transition.TRANSITION_ACTIVATE)]),
-            at_start("active", "activating", [*_has_started(node, started), *following]),
-            at_start("unconfigured", "configuring", [_failed(node, "configure")]),
-            at_start("inactive", "activating", [_failed(node, "activate")]),
-            _on(node, "finalized", "errorprocessing", [_failed(node, "recover from an error")]),
-        ]
-    first, *_ = nodes
-    entities.append(RegisterEventHandler(OnProcessStart(target_action=first, on_start=turns[0])))
-    return [*entities, *nodes]
 
 
 def arm_arguments(robots: Sequence[str], controller: str) -> list[DeclareLaunchArgument]:
@@ -322,7 +313,7 @@ def arm_nodes(
     )
     deadman = node(context, "deadman_node", parameters={"robot": robot}, remappings=[commands])
     nodes = [camera, controller, deadman, planner_node(context)]
-    return [*ordered_startup(context, nodes), *rviz(context)]
+    return [*startup(context, nodes), *rviz(context)]
 
 
 @dataclass(frozen=True)
@@ -439,57 +430,3 @@ def required(context: LaunchContext, name: str, why: str) -> str:
     if not text:
         raise RuntimeError(f"{name}: an argument is expected, got nothing; {why}")
     return text
-
-
-def _turn(node: LifecycleNode, timeout: float, started: set[str]) -> list[LaunchDescriptionEntity]:
-    def check(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-        if node.node_executable in started:
-            return []
-        return _give_up(context, f"{node.node_executable} was not active after {timeout:g} s")
-
-    return [
-        _change(node, Transition.TRANSITION_CONFIGURE),
-        TimerAction(period=timeout, actions=[OpaqueFunction(function=check)]),
-    ]
-
-
-def _until_started(
-    node: LifecycleNode, started: set[str], actions: list[LaunchDescriptionEntity]
-) -> OpaqueFunction:
-    """Actions of the start-up only: after it the lifecycle is the user's."""
-    return OpaqueFunction(
-        function=lambda _: [] if node.node_executable in started else list(actions)
-    )
-
-
-def _has_started(node: LifecycleNode, started: set[str]) -> list[LaunchDescriptionEntity]:
-    return [OpaqueFunction(function=lambda _: started.add(node.node_executable))]
-
-
-def _failed(node: LifecycleNode, verb: str) -> OpaqueFunction:
-    reason = f"{node.node_executable} failed to {verb}; its log says why"
-    return OpaqueFunction(function=lambda context: _give_up(context, reason))
-
-
-def _give_up(context: LaunchContext, reason: str) -> list[LaunchDescriptionEntity]:
-    """End the launch and say why; nothing once it is ending."""
-    if context.is_shutdown:
-        return []
-    get_logger(PACKAGE).error(reason)
-    return [Shutdown(reason=reason)]
-
-
-def _change(node: LifecycleNode, transition: int) -> EmitEvent:
-    return EmitEvent(
-        event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
-    )
-
-
-def _on(
-    node: LifecycleNode, goal: str, start: str, entities: list[LaunchDescriptionEntity]
-) -> RegisterEventHandler:
-    return RegisterEventHandler(
-        OnStateTransition(
-            target_lifecycle_node=node, goal_state=goal, start_state=start, entities=entities
-        )
-    )
