@@ -1,5 +1,6 @@
 """A live graph of processes is recorded, and its bag replayed to what was seen and decided."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -42,9 +43,10 @@ RECORDED = (
     "/clock",
 )
 TIMES = {"time_ms", "stage_ms"}
-# What `ros2 launch` does, without its command line.
+# What `ros2 launch` does, without its command line. A shell may have switched SIGINT off.
 LAUNCH = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from launch import LaunchDescription, LaunchService
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -90,7 +92,13 @@ def bags(tmp_path_factory):
                     log = (folder / f"{path.name}.log").open("wb")
                     environment = os.environ | graph.environment
                     running.append(
-                        subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                        subprocess.Popen(
+                            command,
+                            env=environment,
+                            stdout=log,
+                            stderr=log,
+                            start_new_session=True,
+                        )
                     )
                 client.wait(lambda: all_recorded(client, len(commands)), 120.0, "recorders")
                 for path in commands:
@@ -101,11 +109,21 @@ def bags(tmp_path_factory):
                 for seed in (3, 4):
                     assert runner.run("lift_green", seed, "search").decisions
         finally:
-            for process in running:
-                process.send_signal(signal.SIGINT)
-            for process in running:
-                process.wait(120.0)
+            end(running)
     return list(commands)
+
+
+def end(recording):
+    """End what records as Ctrl-C in a terminal does: the launch and its recorder hear it."""
+    try:
+        for process in recording:
+            os.killpg(process.pid, signal.SIGINT)
+        for process in recording:
+            process.wait(120.0)
+    finally:
+        for process in recording:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def all_recorded(client, count):
