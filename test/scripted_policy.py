@@ -1,0 +1,53 @@
+"""A policy that does what a file says, so that a test can break it while planner_node runs it."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from vla_reasoner_ros.errors import InstructionError
+from vla_reasoner_ros.policies.base import PolicySpec
+from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Representation
+
+WAYS = {"go left": 1.0, "go right": -1.0}  # m along y
+SPEC = ActionSpec(
+    Representation.EE_DELTA,
+    ("x", "y", "z", "rx", "ry", "rz", "gripper"),
+    "base",
+    0.1,
+    GripperSpec(6),
+)
+
+
+class ScriptedPolicy:
+    """Moves to the side that the instruction names.
+
+    Args:
+        script: a file with a word: ``raise``, ``hang`` until the word is another, ``long`` for
+            chunks of many seconds; anything else is a good policy.
+    """
+
+    def __init__(self, script: str) -> None:
+        self._script = Path(script)
+        self.spec = PolicySpec("scripted", {"agent": (96, 96)}, SPEC, 8, "", "go left")
+
+    def reset(self):
+        pass
+
+    def propose(self, observation, n=1):
+        if observation.instruction not in WAYS:
+            raise InstructionError(f"instruction {observation.instruction!r} is unknown")
+        word = self._word()
+        if word == "raise":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        while word == "hang":
+            Path(f"{self._script}.hangs").touch()
+            time.sleep(0.02)
+            word = self._word()
+        actions = np.zeros((60 if word == "long" else 8, 7))
+        actions[:, 1] = WAYS[observation.instruction] * (0.004 if word == "long" else 0.012)
+        actions[:, 6] = 1.0
+        return [ActionChunk(SPEC, actions, observation.stamp_ns)]
+
+    def _word(self):
+        return self._script.read_text() if self._script.exists() else ""
