@@ -386,6 +386,24 @@ def test_nothing_is_allocated_beyond_the_stated_capacity():
     assert [array.ctypes.data for array in engine.tree] == arrays
 
 
+def test_the_policy_segments_may_lie_in_memory_and_be_typed_as_they_like():
+    """The kernels are called without a look at the types of their arguments."""
+    values = {"simulations": 60, "wave": 8, "depth": 3, "rollout": True}
+    expected = searched(**values)[0].tree
+    strided = np.zeros((2, 4))[:, ::2]
+    strided[:] = SEGMENTS
+    whole = (10 * SEGMENTS).round().astype(np.int64)
+    for segments, scale in ((strided, 1.0), (np.asfortranarray(SEGMENTS), 1.0), (whole, 0.1)):
+        engine = Engine(build(SearchParameters, PLAIN | values), 1, SPEC)
+        rng = np.random.default_rng(0)
+        engine.search(Landscape().models, segments, Budget(60), rng, Stages())
+        root = edges_of(engine.tree, 0)
+        np.testing.assert_allclose(engine.tree.action[root[0]] * scale, SEGMENTS[0], atol=1e-6)
+        if scale == 1.0:
+            for mine, theirs in zip(engine.tree, expected, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+
+
 def test_the_same_seed_gives_the_same_tree_in_another_process():
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"

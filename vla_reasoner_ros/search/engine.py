@@ -13,6 +13,7 @@ from vla_reasoner_ros.search.base import SOUND, Models, Proposals, doubted, eval
 from vla_reasoner_ros.search.blend import mix_of
 from vla_reasoner_ros.search.budget import Budget, Stop
 from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
+from vla_reasoner_ros.search.direct import direct
 from vla_reasoner_ros.search.gate import Verdict, ask
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.selection import rules_of
@@ -88,6 +89,7 @@ class Engine:
         self.tree = new_tree(self.capacity, self._edge_capacity(), width)
         self._wave = new_wave(min(parameters.wave, max(1, parameters.simulations)), width)
         self.rules = rules_of(parameters)
+        self._link(width)
 
     def search(
         self,
@@ -114,6 +116,7 @@ class Engine:
                 not finite.
         """
         outcome = Outcome()
+        segments = np.ascontiguousarray(segments, np.float64)
         tree, parameters = self.tree, self.parameters
         mean, spread = moments(evaluated(models, np.zeros(1, np.int64)), 0)
         value = mean - parameters.pessimism * spread
@@ -192,7 +195,7 @@ class Engine:
             if allowed < longest:
                 return
             before = int(tree.counters[NODES])
-            made, expanding, leaves = select(tree, rules, wave, segments, allowed // longest)
+            made, expanding, leaves = self._select(tree, rules, wave, segments, allowed // longest)
             stages.lap("select")
             if expanding:
                 leaves = self._expand(models, made, expanding, rng, stages)
@@ -203,11 +206,11 @@ class Engine:
                 stages.lap("world_model")
                 if not parameters.rollout:
                     break
-                count, leaves = roll_on(tree, rules, wave, segments, made)
+                count, leaves = self._roll_on(tree, rules, wave, segments, made)
                 stages.lap("select")
             values = evaluated(models, wave.children[:leaves]) if leaves else _NOTHING
             stages.lap("value")
-            again = collect(tree, rules, wave, made, values)
+            again = self._collect(tree, rules, wave, made, values)
             stages.lap("backup")
             budget.end_wave(int(tree.counters[NODES]) - before + again)
             if not asked and leaves:
@@ -232,7 +235,7 @@ class Engine:
         wave, source = self._wave, self.source
         drawn = source.ask(models, wave.reference[:expanding], self.parameters.drawn, rng)
         stages.lap("prior")
-        leaves = expand(
+        leaves = self._attach(
             self.tree,
             self.rules,
             wave,
@@ -245,6 +248,15 @@ class Engine:
         stages.lap("select")
         refuse(min(leaves, SOUND))
         return leaves
+
+    def _link(self, width: int) -> None:
+        """Find the kernels' machine code, compiled for what this engine passes to them."""
+        shared = self.tree, self.rules, self._wave
+        numbers, origins = np.zeros((1, width)), np.zeros(1, np.int16)
+        self._select = direct(select, *shared, numbers, 1)
+        self._attach = direct(expand, *shared, self.source.mix, numbers[None], numbers, origins, 1)
+        self._roll_on = direct(roll_on, *shared, numbers, 1)
+        self._collect = direct(collect, *shared, 1, numbers)
 
     def _edge_capacity(self) -> int:
         """Edges that the tree can need, see :func:`edge_capacity`."""
