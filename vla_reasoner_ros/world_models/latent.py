@@ -80,6 +80,18 @@ def near_and_far(vectors: Tensor) -> Tensor:
     return torch.cat([vectors / FAR, torch.tanh(vectors / NEAR)], dim=-1)
 
 
+def scaled_actions(actions: Tensor) -> Tensor:
+    """(B, M, 7) end-effector deltas and openings, SI units, to numbers of the order of one."""
+    return torch.cat(
+        [
+            actions[..., :3] / TRANSLATION_SCALE,
+            actions[..., 3:6] / ROTATION_SCALE,
+            actions[..., 6:] * 2.0 - 1.0,
+        ],
+        dim=-1,
+    )
+
+
 @dataclass(frozen=True)
 class Imagined:
     """One macro-action ahead, for E members and B states.
@@ -129,28 +141,10 @@ class DynamicsNetwork(nn.Module):
         if latents.ndim == 2:
             latents = latents.expand(members, -1, -1)
         position = layout.get(latents, "ee_position")
-        columns = layout.get(latents, "ee_rotation")
-        rotation = rotation_matrix(columns)
-        gripper = layout.get(latents, "gripper")
+        rotation = rotation_matrix(layout.get(latents, "ee_rotation"))
         objects = layout.get(latents, "object_position")
-        scaled = torch.cat(
-            [
-                actions[..., :3] / TRANSLATION_SCALE,
-                actions[..., 3:6] / ROTATION_SCALE,
-                actions[..., 6:] * 2.0 - 1.0,
-            ],
-            dim=-1,
-        )
-        arm = torch.cat(
-            [
-                (position - self.position_mean) / self.position_scale,
-                columns,
-                gripper,
-                layout.get(latents, "joint_velocity"),
-                scaled.flatten(1).expand(members, -1, -1),
-            ],
-            dim=-1,
-        )
+        scaled = scaled_actions(actions)
+        arm = self._arm_inputs(latents, scaled)
         to_objects = objects - position[..., None, :]
 
         moved = self.arm(torch.cat([arm, near_and_far(to_objects.flatten(-2))], dim=-1))
@@ -167,26 +161,13 @@ class DynamicsNetwork(nn.Module):
             "ebsji,ebskj->ebksi", rotations, objects[..., None, :, :] - places[..., None, :]
         )
         new = self._objects(latents, arm, to_objects, in_hand, carried, new_gripper)
-        blocks = layout.blocks
-        contact = torch.sigmoid(new[..., 0])
-        contact = torch.where(contact < STAY_BELOW, torch.zeros_like(contact), contact)
-        with_hand = torch.sigmoid(new[..., 1:2]) * carried[..., None, :]
-        displacement = contact[..., None] * (with_hand + 0.03 * new[..., 2:5])
-        gate = contact[..., :blocks, None]
-        yaw = layout.get(latents, "block_yaw")
-        up = layout.get(latents, "object_up")
-        error = layout.get(latents, "object_error")
         imagined = layout.join(
             {
                 "ee_position": new_position,
                 "ee_rotation": torch.cat([new_rotation[..., 0], new_rotation[..., 1]], dim=-1),
                 "gripper": new_gripper,
                 "joint_velocity": moved[..., 7:],
-                "object_position": objects + displacement,
-                "object_error": error + contact * 0.01 * functional.softplus(new[..., 5]),
-                "block_yaw": yaw + gate * new[..., :blocks, 6:8],
-                "object_up": up + contact * new[..., 8],
-                "block_held": torch.sigmoid(new[..., :blocks, 9]),
+                **self._things(latents, new, carried),
             }
         )
         return Imagined(imagined, new[..., 0])
@@ -204,6 +185,48 @@ class DynamicsNetwork(nn.Module):
             self.position_mean.cpu().numpy(),
             self.position_scale.cpu().numpy(),
         )
+
+    def _arm_inputs(self, latents: Tensor, scaled: Tensor) -> Tensor:
+        """(E, B, 10 + joints + 7 M): the arm and what it is told to do, as the networks see it."""
+        layout = self.config.layout
+        position = layout.get(latents, "ee_position")
+        return torch.cat(
+            [
+                (position - self.position_mean) / self.position_scale,
+                layout.get(latents, "ee_rotation"),
+                layout.get(latents, "gripper"),
+                layout.get(latents, "joint_velocity"),
+                scaled.flatten(1).expand(len(latents), -1, -1),
+            ],
+            dim=-1,
+        )
+
+    def _things(self, latents: Tensor, new: Tensor, carried: Tensor) -> dict[str, Tensor]:
+        """What becomes of the objects, by the layout's names.
+
+        An object moves only as far as it is thought to be touched: with the hand, by a share that
+        is learned, and by a remainder of some centimetres.
+
+        Args:
+            latents: (E, B, Z).
+            new: (E, B, K, 11) outputs of the object network.
+            carried: (E, B, 3) displacement of the hand, m.
+        """
+        layout = self.config.layout
+        blocks = layout.blocks
+        contact = torch.sigmoid(new[..., 0])
+        contact = torch.where(contact < STAY_BELOW, torch.zeros_like(contact), contact)
+        with_hand = torch.sigmoid(new[..., 1:2]) * carried[..., None, :]
+        displacement = contact[..., None] * (with_hand + 0.03 * new[..., 2:5])
+        turned = contact[..., :blocks, None] * new[..., :blocks, 6:8]
+        doubt = contact * 0.01 * functional.softplus(new[..., 5])
+        return {
+            "object_position": layout.get(latents, "object_position") + displacement,
+            "object_error": layout.get(latents, "object_error") + doubt,
+            "block_yaw": layout.get(latents, "block_yaw") + turned,
+            "object_up": layout.get(latents, "object_up") + contact * new[..., 8],
+            "block_held": torch.sigmoid(new[..., :blocks, 9]),
+        }
 
     def _path(
         self, position: Tensor, rotation: Tensor, end: Tensor, actions: Tensor
