@@ -336,6 +336,21 @@ def test_a_recommended_rule_is_judged_on_episodes_it_was_not_chosen_on():
     assert done.recommend(episodes[:8])[0] is None
 
 
+def test_recordings_that_end_with_success_are_said_to_overstate_what_is_missed():
+    rng = np.random.default_rng(0)
+    whole = [series(4.0 if i % 2 else 99.0, 0.05, rng) for i in range(60)]
+    cut = [
+        s
+        if s.success_time is None
+        else ValueSeries(s.times[s.times <= 4.4], s.values[s.times <= 4.4], s.success_time)
+        for s in whole
+    ]
+    rule, why = done.recommend(whole)
+    assert rule.missed.rate < 0.1
+    assert "end within" not in why
+    assert "30 of 30 successful recordings end within 1 s" in done.recommend(cut)[1]
+
+
 # From bags.
 
 

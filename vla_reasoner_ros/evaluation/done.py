@@ -19,6 +19,8 @@ HOLDS = (0.0, 0.5, 1.0, 2.0)
 """Seconds that are tried."""
 LEAST_EPISODES = 10
 """Of each outcome, below which no rule is recommended."""
+GOES_ON = 1.0
+"""s after success within which a recording that ends leaves a rule no time to notice it."""
 FOLDS = 5
 ALLOWED = 0.05
 """False stops that a recommended rule may have, as a share of all episodes."""
@@ -150,7 +152,21 @@ def recommend(episodes: Sequence[ValueSeries]) -> tuple[StopRule | None, str]:
     return best, (
         f"value at least {best.threshold:.3f} for {best.hold:g} s: on episodes it was not chosen "
         f"on it stops wrongly in {_told(best.false_stops)}, misses {_told(best.missed)} of the "
-        f"successes, and notices them after {best.delay:.1f} s"
+        f"successes, and notices them after {best.delay:.1f} s" + _cut_off(episodes, successes)
+    )
+
+
+def _cut_off(episodes: Sequence[ValueSeries], successes: int) -> str:
+    """What is to be said of recordings that end with success."""
+    ended = sum(
+        series.success_time is not None and series.times[-1] < series.success_time + GOES_ON
+        for series in episodes
+    )
+    if 2 * ended < successes:
+        return ""
+    return (
+        f"; {ended} of {successes} successful recordings end within {GOES_ON:g} s of it, so that "
+        "more is missed than on an arm that waits"
     )
 
 
