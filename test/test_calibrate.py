@@ -250,7 +250,7 @@ def test_the_gate_is_left_alone_where_skipping_may_lose(gains):
 def test_the_gate_is_left_alone_where_its_slope_is_not_known_to_come_true():
     pays = lambda slopes, rng: np.where(slopes < 0.05, 0.3, 0.0)  # noqa: E731
     assert "not enough data" in gated(pays, trusted=False)["search.gate.enabled"].why
-    assert "not enough data" in gated(pays, count=40)["search.gate.enabled"].why
+    assert "not enough data" in gated(pays, count=20)["search.gate.enabled"].why
 
 
 # The budget.

@@ -362,8 +362,8 @@ def budget(
         found.advice.append(Advice(name, fewer[-1].simulations if fewer else None, why, n))
         return
     why = (
-        f"fewer than {now.simulations} would clearly keep less than {ENOUGH:.0%} of the imagined "
-        f"gain, or it is not known; {slow:.0f} ms (95th percentile, this machine)"
+        f"fewer than {now.simulations} are not known to keep {ENOUGH:.0%} of the imagined gain; "
+        f"{slow:.0f} ms (95th percentile, this machine)"
     )
     found.keep([name], why, n)
 
@@ -390,8 +390,8 @@ def gate(
     """
     found.curves["gate"] = {"slope": slopes.tolist(), "gain": gains.tolist()}
     name, n = ["search.gate.enabled"], len(slopes)
-    if n < 2 * LEAST or len(disagreement) < LEAST:
-        why = f"not enough data: {n} moments, {2 * LEAST} are needed"
+    if min(n, len(disagreement)) < LEAST:
+        why = f"not enough data: {min(n, len(disagreement))} moments, {LEAST} are needed"
         found.keep(name, why, n)
         return
     if not trusted:
