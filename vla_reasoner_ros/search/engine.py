@@ -65,6 +65,8 @@ class Outcome:
 class Engine:
     """Owns the tree and the buffers; made once per parameter set, used for every decision.
 
+    Making one compiles the kernels of a wave, or loads them from the disk cache.
+
     Args:
         parameters: the search's.
         macro_steps: actions on an edge, M.
