@@ -12,6 +12,7 @@ from vla_reasoner_ros.control.executor import ControllerState
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
 from vla_reasoner_ros.msg import ControllerStatus
+from vla_reasoner_ros.priors.space import DEFAULT_SPEC as SPEC
 from vla_reasoner_ros.ros import graph as lifecycle
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds, to_stamp
@@ -23,17 +24,10 @@ from vla_reasoner_ros.sim.joint_trajectory_controller import (
     TrajectoryMessage,
     TrajectoryPoint,
 )
-from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Representation
+from vla_reasoner_ros.types import ActionChunk
 
 NODE, DEADMAN = "arm_controller_node", "deadman_node"
 ROBOT = load_robot("fr3")
-SPEC = ActionSpec(
-    Representation.EE_DELTA,
-    ("x", "y", "z", "rx", "ry", "rz", "gripper"),
-    "base",
-    0.1,
-    GripperSpec(6),
-)
 FORWARD = np.tile([0.012, 0.006, -0.01, 0.0, 0.0, 0.02, 1.0], (8, 1))
 MS = 1_000_000
 PERIODS = 0.02  # s: two control periods (watchdog.period, deadman's period)

@@ -7,16 +7,10 @@ import numpy as np
 
 from vla_reasoner_ros.errors import InstructionError
 from vla_reasoner_ros.policies.base import PolicySpec
-from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Representation
+from vla_reasoner_ros.priors.space import DEFAULT_SPEC as SPEC
+from vla_reasoner_ros.types import ActionChunk
 
 WAYS = {"go left": 1.0, "go right": -1.0}  # m along y
-SPEC = ActionSpec(
-    Representation.EE_DELTA,
-    ("x", "y", "z", "rx", "ry", "rz", "gripper"),
-    "base",
-    0.1,
-    GripperSpec(6),
-)
 
 
 class ScriptedPolicy:
