@@ -1,5 +1,7 @@
 """The executor goes on when endpoints are destroyed under it."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -50,3 +52,25 @@ def test_ours_goes_on_as_soon_as_it_is_gone(node):
     while not called.is_set():
         executor.spin_once(timeout_sec=60.0)
     executor.shutdown()
+
+
+HEARD_ELSEWHERE = """
+import signal, threading, time
+from vla_reasoner_ros.ros.spinning import EndRequest
+
+def other():
+    time.sleep(0.5)  # the main thread waits by now
+    signal.pthread_kill(threading.get_ident(), signal.{name})
+
+request = EndRequest(lambda: print("told"))
+threading.Thread(target=other).start()
+request.wait()
+print("ended", request.event.is_set())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_the_system_gives_to_another_thread_ends_the_wait(name):
+    script = [sys.executable, "-c", HEARD_ELSEWHERE.format(name=name)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120.0)
+    assert done.stdout.split() == ["told", "ended", "True"], done.stderr

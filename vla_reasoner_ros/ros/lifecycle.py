@@ -13,11 +13,8 @@ A node of this package subclasses :class:`LifecycleNode`, overrides ``configure`
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import math
 import os
-import signal
 import sys
 import threading
 import time
@@ -42,11 +39,7 @@ from vla_reasoner_ros.ros.diagnostics import Level, Report, Updater
 from vla_reasoner_ros.ros.endpoints import Endpoints
 from vla_reasoner_ros.ros.middleware import use_shared_memory
 from vla_reasoner_ros.ros.parameters import NodeParameters
-from vla_reasoner_ros.ros.spinning import LifecycleExecutor
-
-STOP_TIMEOUT_S = 1.5
-"""Wall-clock seconds that a node may take after a signal for each step of its end: to begin it, to
-stop, to let its threads go and to leave the middleware. One that takes longer is ended."""
+from vla_reasoner_ros.ros.spinning import STOP_TIMEOUT_S, EndRequest, LifecycleExecutor, StuckTimer
 
 EXECUTOR_THREADS = 6
 """The node's own work, parameters, a lifecycle transition, one to answer about the state, and two
@@ -429,18 +422,11 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     """
     use_shared_memory(os.environ)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    stop = threading.Event()
-    stuck = _StuckTimer()
+    stuck = StuckTimer()
+    stop = EndRequest(stuck.start)
     failures: list[BaseException] = []
-
-    def request_stop(*_: object) -> None:
-        stuck.start()
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, request_stop)
     node = node_class(name)
-    node.ending = stop
+    node.ending = stop.event
     executor = LifecycleExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
 
@@ -448,7 +434,7 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
         try:
             executor.spin()
         except Exception as error:
-            if stop.is_set():  # it met what was being taken down
+            if stop.event.is_set():  # it met what was being taken down
                 node.get_logger().warning(f"while ending: {traceback.format_exc()}")
             else:
                 failures.append(error)
@@ -458,7 +444,7 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
 
     spinner = threading.Thread(target=spin, name="executor")
     spinner.start()
-    started = not node.parameters.autostart or node.start() or stop.is_set()
+    started = not node.parameters.autostart or node.start() or stop.event.is_set()
     if started:
         stop.wait()
     stuck.start()
@@ -480,36 +466,3 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     # apart torch, Numba, DDS and OpenGL in no certain order) takes seconds on a busy machine, can
     # hang, and makes a second Ctrl-C look like a crash.
     os._exit(0 if started and not failures else 1)
-
-
-class _StuckTimer:
-    """Ends the process when :data:`STOP_TIMEOUT_S` pass between two calls of :meth:`restart`.
-
-    It counts its own turns: seconds in which the machine runs nothing are not held against the
-    node.
-    """
-
-    _TURN_S = 0.1
-
-    def __init__(self) -> None:
-        self._left = 0
-        self._thread = threading.Thread(target=self._count, name="stuck timer", daemon=True)
-
-    def start(self) -> None:
-        """Begin to count, once."""
-        if self._thread.ident is None:
-            self.restart()
-            with contextlib.suppress(RuntimeError):  # a signal between these lines has started it
-                self._thread.start()
-
-    def restart(self) -> None:
-        """Something was done: count anew."""
-        self._left = round(STOP_TIMEOUT_S / self._TURN_S)
-
-    def _count(self) -> None:
-        while self._left > 0:
-            time.sleep(self._TURN_S)
-            self._left -= 1
-        print(f"not ended after {STOP_TIMEOUT_S} s; where the threads are:", file=sys.stderr)
-        faulthandler.dump_traceback()
-        os._exit(1)

@@ -1,11 +1,24 @@
-"""An executor for nodes whose endpoints come and go while it spins."""
+"""How a node's process runs and ends: its executor, signals, and a limit for getting stuck."""
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from rclpy._rclpy_pybind11 import InvalidHandle
 from rclpy.executors import MultiThreadedExecutor
+
+STOP_TIMEOUT_S = 1.5
+"""Wall-clock seconds that a node may take after a signal for each step of its end: to begin it, to
+stop, to let its threads go and to leave the middleware. One that takes longer is ended."""
 
 
 class LifecycleExecutor(MultiThreadedExecutor):
@@ -23,3 +36,76 @@ class LifecycleExecutor(MultiThreadedExecutor):
                 return super().wait_for_ready_callbacks(*args, **kwargs)
             except InvalidHandle:
                 continue
+
+
+class EndRequest:
+    """SIGINT, SIGTERM, or :meth:`set`: the process is to end.
+
+    Python runs signal handlers in the main thread only, and a lock does not wake it where the
+    system has given the signal to another thread: a node that waits for a lock would not hear it.
+    So the main thread waits for a byte, which is written in whatever thread the signal arrives.
+    Made and waited for in the main thread.
+
+    Args:
+        first: called, in the main thread, when a signal has come.
+
+    Attributes:
+        event: set when the process is to end; only the main thread must not wait for it.
+    """
+
+    def __init__(self, first: Callable[[], None]) -> None:
+        self.event = threading.Event()
+        self._wake, self._woken = socket.socketpair()
+        self._wake.setblocking(False)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+
+        def told(*_: object) -> None:
+            first()
+            self.event.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, told)
+
+    def set(self) -> None:
+        """Ask for the end, from any thread."""
+        self.event.set()
+        with contextlib.suppress(BlockingIOError):  # bytes enough to wake up are there
+            self._wake.send(b"\0")
+
+    def wait(self) -> None:
+        """Wait until the end is asked for."""
+        while not self.event.is_set():
+            self._woken.recv(64)
+
+
+class StuckTimer:
+    """Ends the process when :data:`STOP_TIMEOUT_S` pass between two calls of :meth:`restart`.
+
+    It counts its own turns: seconds in which the machine runs nothing are not held against the
+    node.
+    """
+
+    _TURN_S = 0.1
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._thread = threading.Thread(target=self._count, name="stuck timer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to count, once."""
+        if self._thread.ident is None:
+            self.restart()
+            with contextlib.suppress(RuntimeError):  # a signal between these lines has started it
+                self._thread.start()
+
+    def restart(self) -> None:
+        """Something was done: count anew."""
+        self._left = round(STOP_TIMEOUT_S / self._TURN_S)
+
+    def _count(self) -> None:
+        while self._left > 0:
+            time.sleep(self._TURN_S)
+            self._left -= 1
+        print(f"not ended after {STOP_TIMEOUT_S} s; where the threads are:", file=sys.stderr)
+        faulthandler.dump_traceback()
+        os._exit(1)
