@@ -19,6 +19,7 @@ PATIENCE = {"controller_timeout": 1.0, "controller_wall_timeout": 3.0}
 
 
 def launch_nodes(context: LaunchContext) -> list:
+    time = [("/clock", bringup.value(context, "clock"))]
     sim = bringup.node(
         context,
         "sim_node",
@@ -29,8 +30,14 @@ def launch_nodes(context: LaunchContext) -> list:
             "lockstep": bringup.is_true(context, "lockstep"),
             "scene_hook": bringup.value(context, "scene_hook"),
         },
+        remappings=time,
     )
-    camera = bringup.node(context, "camera_node", parameters={"instruction": instruction(context)})
+    camera = bringup.node(
+        context,
+        "camera_node",
+        parameters={"instruction": instruction(context)},
+        remappings=time,
+    )
     controller = bringup.node(
         context,
         "arm_controller_node",
@@ -38,11 +45,14 @@ def launch_nodes(context: LaunchContext) -> list:
             "enable_control": bringup.is_true(context, "enable_control"),
             "watchdog.max_clock_standstill": STANDSTILL[bringup.is_true(context, "lockstep")],
         },
+        remappings=time,
     )
-    deadman = bringup.node(context, "deadman_node", parameters=PATIENCE)
-    nodes = [sim, camera, controller, deadman, bringup.planner_node(context)]
+    deadman = bringup.node(context, "deadman_node", parameters=PATIENCE, remappings=time)
+    nodes = [sim, camera, controller, deadman, bringup.planner_node(context, time)]
     if bringup.is_true(context, "view"):
-        nodes.append(bringup.node(context, "view_node", parameters={"cameras": "sim"}))
+        nodes.append(
+            bringup.node(context, "view_node", parameters={"cameras": "sim"}, remappings=time)
+        )
     return [*bringup.startup(context, nodes), *bringup.rviz(context)]
 
 
@@ -62,6 +72,12 @@ def generate_launch_description() -> LaunchDescription:
                 "instruction",
                 "",
                 "What to do, instead of the task's own; the topic of this name replaces it.",
+            ),
+            bringup.argument(
+                "clock",
+                "/clock",
+                "Topic of the simulated time. Two simulators in one graph need one each, as "
+                "/left/clock.",
             ),
             bringup.argument("real_time_factor", "1.0", "Simulated seconds per second at most."),
             bringup.argument(

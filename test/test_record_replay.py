@@ -61,7 +61,7 @@ sys.exit(service.run())
 
 def recorders(folder):
     """Command lines that record, by the bag that they write; the launch file's where ROS has it."""
-    verb = [sys.executable, "-m", "vla_reasoner_ros.cli", "record", "--measure", "0.1"]
+    verb = [sys.executable, "-m", "vla_reasoner_ros.cli", "record", "--measure", "5.0"]
     found = {folder / "verb": [*verb, "--out", str(folder / "verb")]}
     if importlib.util.find_spec("launch_ros"):
         found[folder / "launch"] = [sys.executable, "-c", LAUNCH, str(folder / "launch")]
@@ -106,7 +106,9 @@ def bags(tmp_path_factory):
                     client.wait(lambda s=said: b"recording to" in s.read_bytes(), 120.0, str(said))
                 for name in NODES:  # who answers has heard of the subscriptions before it
                     client.state(name)
-                for seed in (3, 4):
+                # Both are told the same: an instruction has no stamp, and camera and recorder may
+                # hear another one on different sides of a picture.
+                for seed in (3, 7):
                     assert runner.run("lift_green", seed, "search").decisions
         finally:
             end(running)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
+from rclpy.task import Future
 
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.data.message_types import serialize
@@ -39,8 +41,9 @@ from vla_reasoner_ros.srv import GetSearchTree
 
 QUEUE = 1000
 """Messages of a topic that wait while another is written."""
-DISCOVERED_EVERY_S, TOLD_EVERY_S, ANSWER_S = 0.5, 10.0, 5.0
-NODES = ("planner_node", "camera_node", "arm_controller_node", "sim_node")
+DISCOVERED_EVERY_S, TOLD_EVERY_S, ANSWER_S, ASKED_EVERY_S = 0.5, 10.0, 15.0, 1.0
+PLANNER = "planner_node"
+NODES = (PLANNER, "camera_node", "arm_controller_node", "sim_node")
 
 
 class Recorder:
@@ -161,13 +164,16 @@ def _ask(
 ) -> Any:
     client = node.create_client(kind, name)
     end = time.monotonic() + ANSWER_S
-    future = None
-    while time.monotonic() < end and (future is None or not future.done()):
-        if future is None and client.service_is_ready():
-            future = client.call_async(kind.Request(**fields))
+    futures: list[Future] = []
+    asked_at = -math.inf
+    while (now := time.monotonic()) < end and not any(future.done() for future in futures):
+        # A busy service can answer before it has discovered who asked: then it is asked again.
+        if now - asked_at >= ASKED_EVERY_S and client.service_is_ready():
+            futures.append(client.call_async(kind.Request(**fields)))
+            asked_at = now
         executor.spin_once(timeout_sec=0.05)
     node.destroy_client(client)
-    return future.result() if future is not None and future.done() else None
+    return next((future.result() for future in futures if future.done()), None)
 
 
 def _plain(value: Any) -> Any:
@@ -250,6 +256,8 @@ def record(
         if recorder.missing:
             say(f"record: nobody publishes {', '.join(recorder.missing)} yet\n")
         snapshot = parameters_of(node, executor, NODES)
+        if PLANNER not in snapshot:
+            say(f"record: the parameters of {PLANNER} are not recorded: it does not answer\n")
         name = node.resolve_topic_name(PARAMETERS_TOPIC)
         recording.take(name, STRING, serialize(STRING, {"data": snapshot}), time.time_ns())
         if not options.no_trees:
