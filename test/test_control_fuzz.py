@@ -35,6 +35,11 @@ def test_hostile_chunks_break_no_limit_and_crash_nothing():
     require_clean(fuzz(600, seed=1, episode=150), 600)
 
 
+def test_a_short_stop_has_not_ended_when_it_arrives():
+    # Here a stop of an arm at rest took less time than its message may take to the arm.
+    assert fuzz(180, seed=16_100).problems == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_hostile_chunks_break_no_limit_and_crash_nothing():

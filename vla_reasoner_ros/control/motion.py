@@ -140,14 +140,19 @@ class MotionPlanner:
         limits = self._slow(start).joints
         return self._checked(move_to(self._robot.joint_names, start, target, limits), start)
 
-    def back(self, start: MotionState, target: FloatArray) -> JointTrajectory:
+    def back(self, start: MotionState, target: FloatArray, least: float) -> JointTrajectory:
         """The same from rest, for a controller that may be anywhere between start and target.
+
+        Args:
+            start: at rest.
+            target: (J,) rad.
+            least: s, the shortest that it may take.
 
         Raises:
             TrajectoryError: it would break a limit.
         """
         limits = self._slow(start).joints
-        motion = ease_to(self._robot.joint_names, start.position, target, limits)
+        motion = ease_to(self._robot.joint_names, start.position, target, limits, least)
         return self._checked(motion, start)
 
     def _slow(self, start: MotionState) -> _Allowed:
@@ -170,9 +175,9 @@ class MotionPlanner:
         """To rest as fast as the robot's own limits allow."""
         return brake(self._robot.joint_names, start, self._robot.limits)
 
-    def ease_out(self, start: MotionState) -> JointTrajectory:
-        """To rest gently, from a state that is known roughly."""
-        return ease_out(self._robot.joint_names, start, self._robot.limits)
+    def ease_out(self, start: MotionState, least: float) -> JointTrajectory:
+        """To rest gently in ``least`` s or more, from a state that is known roughly."""
+        return ease_out(self._robot.joint_names, start, self._robot.limits, least)
 
     def ease_out_of_return(
         self, start: MotionState, measured: FloatArray, delay: float

@@ -12,7 +12,12 @@ from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected, RejectionReason
 from vla_reasoner_ros.control.reference import Reference
 from vla_reasoner_ros.control.robots import Robot
-from vla_reasoner_ros.control.trajectory import MotionState, resting
+from vla_reasoner_ros.control.trajectory import (
+    MIN_DURATION,
+    JointTrajectory,
+    MotionState,
+    resting,
+)
 from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.types import FloatArray
 
@@ -101,7 +106,7 @@ class RunningMotion:
         if self.left_at is not None:
             start = MotionState.at_rest(self.left_at)
             try:
-                way = self._planner.back(start, self._reference.joints.newest.positions)
+                way = self._way_back(start)
             except TrajectoryError as error:
                 text = f"the arm's way from where it was told to be to where it is: {error}"
                 raise ChunkRejected(RejectionReason.LIMIT, text) from error
@@ -146,8 +151,7 @@ class RunningMotion:
         It is slow, and only the end of the stop is sent.
         """
         measured = self._reference.joints.newest.positions
-        delay = self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time) / NANOSECONDS
-        stop = self._planner.ease_out_of_return(motion.at(now_ns), measured, delay)
+        stop = self._planner.ease_out_of_return(motion.at(now_ns), measured, self._delivery)
         if now_ns + round(stop.duration * NANOSECONDS) >= motion.end_ns:
             return None
         sent = self.run(TimedTrajectory(now_ns, stop), now_ns)
@@ -163,9 +167,10 @@ class RunningMotion:
             now_ns: the time.
         """
         if settles > 0.0:
-            stop = resting(self._robot.joint_names, state.position, settles)
+            pause = max(settles, self._shortest)
+            stop = resting(self._robot.joint_names, state.position, pause)
         else:
-            stop = self._planner.ease_out(state)
+            stop = self._planner.ease_out(state, self._shortest)
         sent = self.run(TimedTrajectory(now_ns, stop), now_ns)
         self.stopping = True
         return sent
@@ -176,11 +181,24 @@ class RunningMotion:
         Raises:
             TrajectoryError: the way would break a limit.
         """
-        start = self._reference.commanded(now_ns)
-        motion = self._planner.back(start, self._reference.joints.newest.positions)
+        motion = self._way_back(self._reference.commanded(now_ns))
         sent = self.run(TimedTrajectory(now_ns, motion), now_ns)
         self.returning = True
         return sent
+
+    def _way_back(self, start: MotionState) -> JointTrajectory:
+        arm = self._reference.joints.newest.positions
+        return self._planner.back(start, arm, self._shortest)
+
+    @property
+    def _delivery(self) -> float:
+        """The longest that a stop may take to the arm, s."""
+        return self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time) / NANOSECONDS
+
+    @property
+    def _shortest(self) -> float:
+        """How long what begins at once must take, s, so that it has not ended when it arrives."""
+        return max(MIN_DURATION, 2.0 * self._delivery)
 
     def repeated(self, now_ns: int) -> TimedTrajectory | None:
         """What is left of the motion, or rest where it ended; None before the first."""

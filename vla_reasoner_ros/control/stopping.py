@@ -79,11 +79,13 @@ def ease_to(
     position: FloatArray,
     target: FloatArray,
     limits: JointLimits,
+    least: float = MIN_DURATION,
 ) -> JointTrajectory:
     """From rest at one position (J,) to rest at another, rad, in one quintic.
 
-    Only its end is sent. Wherever the arm's controller really is between the two, its interpolation
-    from there takes the same time for a shorter way: it goes smoothly, or not at all.
+    It takes ``least`` s or longer. Only its end is sent. Wherever the arm's controller really is
+    between the two, its interpolation from there takes the same time for a shorter way: it goes
+    smoothly, or not at all.
     """
     way = np.abs(target - position)
     # The quintic's largest speed, acceleration and jerk are these multiples of way / T^n.
@@ -92,7 +94,7 @@ def ease_to(
         float(np.sqrt(np.max(5.7736 * way / limits.acceleration))),
         float(np.cbrt(np.max(60.0 * way / limits.jerk))),
     )
-    duration = max(duration / HEADROOM, MIN_DURATION)
+    duration = max(duration / HEADROOM, least)
     knots = np.stack([position, target])
     zeros = np.zeros_like(knots)
     times = np.array([0.0, round(duration * 1e9) * 1e-9])

@@ -292,5 +292,14 @@ def status_to_message(status: ExecutorStatus, stamp_ns: int) -> ControllerStatus
 
 
 def status_from_message(message: ControllerStatusMessage) -> ExecutorStatus:
-    """What the arm controller says it is doing."""
+    """What the arm controller says it is doing.
+
+    Raises:
+        TrajectoryError: it names a state that there is not.
+    """
+    if message.state > max(ControllerState):
+        raise TrajectoryError(
+            f"controller status: expected a state of 0 to {max(ControllerState)}, got "
+            f"{message.state}"
+        )
     return read(ExecutorStatus, message, state=ControllerState(message.state))
