@@ -41,5 +41,9 @@ class KinematicsError(VlaReasonerError, ValueError):
     """A pose that the arm cannot reach within the tolerance asked for."""
 
 
+class StatusError(VlaReasonerError, ValueError):
+    """A controller's status that says what cannot be."""
+
+
 class TrajectoryError(VlaReasonerError, ValueError):
     """A motion that breaks a limit; the message names joint, limit, time and value."""

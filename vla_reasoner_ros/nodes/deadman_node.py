@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ from rclpy.clock_type import ClockType
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters, SignOfLifeError
+from vla_reasoner_ros.control.commands import ControllerState
+from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
 from vla_reasoner_ros.control.executor import ResetRefused
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.msg import ActionChunk, ControllerStatus
@@ -20,6 +20,7 @@ from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import (
     chunk_from_message,
+    status_from_message,
     status_to_message,
     trajectory_from_message,
     trajectory_to_message,
@@ -106,13 +107,9 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
         )
 
     def _controller_spoke(self, message: ControllerStatus) -> None:
-        if message.state > ControllerStatus.STOPPED or not math.isfinite(message.tracking_error):
-            raise SignOfLifeError(
-                f"the arm controller: a status with state {message.state} and tracking error "
-                f"{message.tracking_error}"
-            )
+        status = status_from_message(message)
         said_ns = to_nanoseconds(message.header.stamp)
-        executing = message.state == ControllerStatus.EXECUTING
+        executing = status.state is ControllerState.EXECUTING
         self._deadman.controller_spoke(said_ns, self.now_ns(), time.monotonic(), executing)
 
     def _planner_spoke(self, message: ActionChunk) -> None:

@@ -7,6 +7,7 @@ bags need too is in :mod:`vla_reasoner_ros.data.messages`, without ROS.
 from __future__ import annotations
 
 import array
+import math
 import struct
 from typing import Any
 
@@ -26,7 +27,7 @@ from vla_reasoner_ros.data.images import ENCODINGS, decode_compressed, decode_im
 from vla_reasoner_ros.data.messages import SOURCES
 from vla_reasoner_ros.data.messages import chunk_from_message as chunk_from_message
 from vla_reasoner_ros.data.messages import observation_from_message as observation_from_message
-from vla_reasoner_ros.errors import ObservationError, TrajectoryError
+from vla_reasoner_ros.errors import ObservationError, StatusError, TrajectoryError
 from vla_reasoner_ros.msg import ActionChunk as ActionChunkMessage
 from vla_reasoner_ros.msg import ControllerStatus as ControllerStatusMessage
 from vla_reasoner_ros.msg import Observation as ObservationMessage
@@ -295,11 +296,11 @@ def status_from_message(message: ControllerStatusMessage) -> ExecutorStatus:
     """What the arm controller says it is doing.
 
     Raises:
-        TrajectoryError: it names a state that there is not.
+        StatusError: it names a state that there is not, or its tracking error is not finite.
     """
-    if message.state > max(ControllerState):
-        raise TrajectoryError(
-            f"controller status: expected a state of 0 to {max(ControllerState)}, got "
-            f"{message.state}"
+    if message.state > max(ControllerState) or not math.isfinite(message.tracking_error):
+        raise StatusError(
+            f"controller status: expected a state of 0 to {max(ControllerState)} and a finite "
+            f"tracking error, got {message.state} and {message.tracking_error}"
         )
     return read(ExecutorStatus, message, state=ControllerState(message.state))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.parameter_text import parse_overrides
+from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import save_model
@@ -42,31 +44,29 @@ UNCHANGED_SHARE = 0.999
 
 @dataclass(frozen=True)
 class Changes:
-    """How images are changed in training: uniform between plus and minus, except where said.
+    """How images are changed in training: uniform between plus and minus, except where said."""
 
-    Attributes:
-        shift: displacement right and down, pixels.
-        turn: rotation about the image's centre, rad.
-        zoom: logarithm of the magnification.
-        bend: standard deviation of each of the four points' own displacement, pixels.
-        darker: least logarithm of the brightness's factor.
-        brighter: greatest logarithm of it.
-        tint: logarithm of each channel's own factor.
-        noise: standard deviation of the pixels' noise, grey levels.
-        small_share: share of images changed a tenth as much.
-        unchanged_share: share of images not changed at all.
-    """
-
-    shift: float = 14.0
-    turn: float = 0.12
-    zoom: float = 0.12
-    bend: float = 1.2
-    darker: float = -0.9
-    brighter: float = 0.5
-    tint: float = 0.15
-    noise: float = 3.0
-    small_share: float = 0.3
-    unchanged_share: float = 0.1
+    shift: float = parameter(14.0, "Displacement right and down.", unit="px", minimum=0.0)
+    turn: float = parameter(0.12, "Rotation about the image's centre.", unit="rad", minimum=0.0)
+    zoom: float = parameter(0.12, "Logarithm of the magnification.", minimum=0.0)
+    bend: float = parameter(
+        1.2,
+        "Standard deviation of each of the four points' own displacement.",
+        unit="px",
+        minimum=0.0,
+    )
+    darker: float = parameter(-0.9, "Least logarithm of the brightness's factor.", maximum=0.0)
+    brighter: float = parameter(0.5, "Greatest logarithm of it.", minimum=0.0)
+    tint: float = parameter(0.15, "Logarithm of each channel's own factor.", minimum=0.0)
+    noise: float = parameter(
+        3.0, "Standard deviation of the pixels' noise, grey levels.", minimum=0.0
+    )
+    small_share: float = parameter(
+        0.3, "Share of images changed a tenth as much.", minimum=0.0, maximum=1.0
+    )
+    unchanged_share: float = parameter(
+        0.1, "Share of images not changed at all.", minimum=0.0, maximum=1.0
+    )
 
     def draw(self, rng: np.random.Generator, size: int) -> View:
         """A change of images of ``size`` pixels."""
@@ -191,6 +191,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[Path("data/demos"), Path("data/rollouts")],
         help="recorded episodes",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"of the changes: {', '.join(flatten(Changes()))}; may be repeated",
+    )
     parser.add_argument("--per-episode", type=int, default=16, help="observations of each")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -204,7 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read images, train, find from where on a view counts as changed, save."""
-    config, changes = ViewsConfig(), Changes()
+    config, changes = ViewsConfig(), build(Changes, parse_overrides(arguments.set))
     seen, unseen = EpisodeSet.open(*arguments.episodes).split(0.1)
     training, held_out = (
         ViewSamples.read(episodes, config, arguments.per_episode, changes)
