@@ -2,7 +2,8 @@
 
 Each expert drives the simulated arm; its actions, eight at a time and four executed, then go
 through the arm controller, whose arm follows exactly. A chunk passes unchanged when it is taken and
-its motion ends when it was asked to.
+its motion ends when it was asked to. What is refused is printed with its task, seed and reason.
+The scenes are those of evaluation seeds, which no model was trained on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from vla_reasoner_ros.control.executor import ChunkExecutor
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
+from vla_reasoner_ros.data.seeds import require_seed
 from vla_reasoner_ros.parameters import build
 from vla_reasoner_ros.sim.experts import Expert
 from vla_reasoner_ros.sim.tasks import TASKS
@@ -39,52 +41,57 @@ def demonstrate(world: World, task: str, seed: int) -> tuple[FloatArray, FloatAr
 
 def pass_through(
     world: World, actions: FloatArray, joints: FloatArray
-) -> tuple[int, int, list[float]]:
-    """Chunks made, chunks taken, and the stretch of those."""
+) -> tuple[list[float], list[str]]:
+    """The stretch of every chunk that is taken, and the reason of every one that is refused."""
     values = {"enable_control": True, "motion.settle_time": 0.0}
     executor = ChunkExecutor(build(ControlParameters, values))
-    now, made = 1_000_000_000, 0
+    now = 1_000_000_000
     stretches: list[float] = []
+    refusals: list[str] = []
     executor.measured(now, joints, np.zeros(7))
     for first in range(0, len(actions), EXECUTED):
         rows = actions[first : first + HORIZON]
         if len(rows) < HORIZON:
             still = np.concatenate([np.zeros(6), rows[-1, 6:]])
             rows = np.concatenate([rows, np.tile(still, (HORIZON - len(rows), 1))])
-        made += 1
         try:
             accepted = executor.submit(ActionChunk(world.action_spec, rows, now, first + 1), now)
             stretches.append(accepted.stretch)
         except ChunkRejected as rejection:
-            print(json.dumps({"refused": str(rejection)}))
+            refusals.append(str(rejection))
         for _ in range(round(EXECUTED * world.action_spec.dt * 1e9) // STEP_NS):
             now += STEP_NS
             state = executor.commanded(now)
             assert state is not None
             executor.measured(now, state.position, state.velocity)
             executor.tick(now)
-    return made, len(stretches), stretches
+    return stretches, refusals
 
 
 def main() -> None:
     """Run every task's expert on some seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=6, help="seeds per task")
+    parser.add_argument("--seed-start", type=int, default=0, help="first seed, of evaluation")
     arguments = parser.parse_args()
+    first = require_seed(arguments.seed_start, "evaluation")
     world = World()
-    made = taken = 0
     stretches: list[float] = []
+    refused = 0
     for task in TASKS:
-        for seed in range(arguments.seeds):
-            chunks, passed, stretched = pass_through(world, *demonstrate(world, task, seed))
-            made, taken, stretches = made + chunks, taken + passed, stretches + stretched
+        for seed in range(first, first + arguments.seeds):
+            taken, refusals = pass_through(world, *demonstrate(world, task, seed))
+            for reason in refusals:
+                print(json.dumps({"task": task, "seed": seed, "refused": reason}), flush=True)
+            stretches, refused = stretches + taken, refused + len(refusals)
+    made = len(stretches) + refused
     unchanged = sum(stretch <= 1.0 + ON_TIME for stretch in stretches)
     for name, count in (
-        ("arm.clean_chunks_taken", taken),
+        ("arm.clean_chunks_taken", len(stretches)),
         ("arm.clean_chunks_unchanged", unchanged),
     ):
         line = {"name": name, "value": round(count / made, 4), "unit": "share", "n": made}
-        detail = f"experts' chunks, {len(TASKS)} tasks, {arguments.seeds} seeds"
+        detail = f"experts' chunks, {len(TASKS)} tasks, {arguments.seeds} seeds from {first}"
         print(json.dumps({**line, "detail": detail + f", largest stretch {max(stretches):.6f}"}))
     world.close()
 

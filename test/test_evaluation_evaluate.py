@@ -6,12 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vla_reasoner_ros.control.commands import Commands, TimedTrajectory
+from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms, evaluate, real_time
 from vla_reasoner_ros.evaluation.closed_loop import run_episode
+from vla_reasoner_ros.evaluation.records import CommandCounts
 from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
 from vla_reasoner_ros.executor import EngineSettings
 from vla_reasoner_ros.paths import share_directory
+from vla_reasoner_ros.sim.joint_trajectory_controller import Rejection
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
 
@@ -244,6 +248,26 @@ def test_a_shipped_change_of_the_scene_changes_what_it_says(name, plain_world):
         assert np.abs(seen - usual).mean() > 1.5
 
 
+def test_what_the_simulated_arm_would_reject_or_break_is_counted_by_episode(plain_world):
+    world = plain_world
+    world.reset("lift_green", 5)
+    world.controller.rejections[Rejection.EMPTY] += 5  # of an episode before
+    live = real_time.LiveArm(world)
+    here = MotionState.at_rest(world.data.qpos[:7].copy())
+    step = JointTrajectory(
+        world.robot.joint_names,
+        np.array([0.0, 0.01]),
+        here.position + np.array([np.zeros(7), np.full(7, 0.1)]),
+        *np.zeros((2, 2, 7)),
+    )
+    live._send(Commands(TimedTrajectory(world.time_ns, step)))
+    live.pass_time(0.02)
+    live._send(Commands(TimedTrajectory(world.time_ns - 10**9, step)))  # ends in the past
+    counted = live.commands
+    assert (counted.sent, counted.rejected) == (2, 1)
+    assert counted.violations > 0
+
+
 def test_an_upper_bound_thinks_in_no_time():
     assert arms.thinks_in_no_time("oracle")
     assert not arms.thinks_in_no_time("search_twin")
@@ -272,6 +296,7 @@ def test_a_planner_that_is_quick_decides_when_its_actions_are_used_up():
     world.close()
     assert record.duration_s == pytest.approx(1.2)
     assert record.rejections == 0
+    assert record.commands == CommandCounts(sent=3, rejected=0, violations=0)
     assert start - moved > 0.02  # the arm has come down to the block
 
 

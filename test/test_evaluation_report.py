@@ -11,6 +11,7 @@ from vla_reasoner_ros.data.images import encode_jpeg
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms, report, svg
 from vla_reasoner_ros.evaluation.records import (
+    CommandCounts,
     DecisionRecord,
     EpisodeRecord,
     RunRecord,
@@ -82,8 +83,9 @@ def record(decided):
     episodes = []
     for arm, success in zip(ARMS, (False, True), strict=True):
         episode = EpisodeRecord("red_on_plate", 3, arm, "put red <on> the plate", success)
-        episode.ending = "success" if success else "time limit"
         searched = arm != "policy"
+        episode.ending = "success" if success else "time limit"
+        episode.commands = CommandCounts(sent=25, rejected=0, violations=3) if searched else None
         own = statistics if searched else vars(SearchStatistics(time_ms=5.0))
         episode.decisions = [DecisionRecord(0.0, own, tree if searched else None, picture)]
         episodes.append(episode)
@@ -115,6 +117,7 @@ def test_the_page_stands_alone_and_says_what_was_found(record, decided, tmp_path
     assert f"{len(tree['parents'])} nodes, {statistics['simulations']} simulations" in page.text
     assert f"{statistics['policy_value']:.3f}" in page.text
     assert "1 / 1" in page.text
+    assert page.text.count("samples at 1 kHz beyond a limit") == 1
     assert "0 / 1" in page.text
 
 

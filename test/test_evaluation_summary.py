@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from vla_reasoner_ros.evaluation.markdown import write_markdown
 from vla_reasoner_ros.evaluation.summary import summarise
 
 
@@ -42,6 +43,21 @@ def test_success_differences_and_times_are_told_overall_and_by_task(episodes):
     assert overall["decision_ms"]["search"] == {"p50": 50.0, "p95": 60.0}
     assert numbers["tasks"]["push"]["difference_points"] == pytest.approx(-20.0)
     json.dumps(numbers, allow_nan=False)
+
+
+def test_what_the_arm_says_of_its_commands_adds_up_and_is_told(episodes, tmp_path):
+    for index, found in enumerate(episodes):
+        counts = {"sent": 10, "rejected": index % 2, "violations": 0}
+        found["commands"] = counts if found["arm"] == "search" else None
+    numbers = summarise(episodes, ["policy", "search"])
+    assert numbers["overall"]["commands"] == {
+        "policy": None,
+        "search": {"sent": 100, "rejected": 10, "violations": 0},
+    }
+    page = tmp_path / "out.md"
+    named = [{"name": name, "label": name, "description": ""} for name in ("policy", "search")]
+    write_markdown(page, numbers | {"arms": named, "facts": {}, "notes": []})
+    assert "| search | 100 | 10 | 0 |" in page.read_text()
 
 
 def test_a_scene_that_one_arm_has_not_met_is_not_counted(episodes):

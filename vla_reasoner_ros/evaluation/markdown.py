@@ -62,6 +62,13 @@ def write_markdown(path: Path, results: Mapping[str, Any]) -> None:
             for arm in arms
         ],
     )
+    judged = {arm: found for arm, found in results["overall"]["commands"].items() if found}
+    if judged:
+        lines += ["", "## What the simulated arm says of its commands", ""]
+        lines += table(
+            ["arm", "trajectories sent", "rejected", "samples at 1 kHz beyond a limit"],
+            [[arm, *found.values()] for arm, found in judged.items()],
+        )
     lines += ["", "## Arms", ""]
     lines += [
         f"- **{arm['name']}** ({arm['label']}): {arm['description']}" for arm in results["arms"]

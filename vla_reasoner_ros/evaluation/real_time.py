@@ -2,7 +2,8 @@
 
 It is the live loop in one process. The arm is driven by the same :class:`ChunkExecutor` as on a
 robot, which takes the actions away that ran, in whatever chunk, since the observation was made. How
-long a decision takes is measured; the transport of images and messages is not part of it.
+long a decision takes is measured; the transport of images and messages is not part of it. The
+simulated arm's controller judges every trajectory.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import time
 from vla_reasoner_ros.control.commands import Commands
 from vla_reasoner_ros.control.executor import ChunkExecutor, ChunkRejected
 from vla_reasoner_ros.control.parameters import ControlParameters
-from vla_reasoner_ros.evaluation.records import DecisionRecord, EpisodeRecord
+from vla_reasoner_ros.evaluation.records import CommandCounts, DecisionRecord, EpisodeRecord
 from vla_reasoner_ros.reasoner import Reasoner
-from vla_reasoner_ros.sim.joint_trajectory_controller import TrajectoryMessage, TrajectoryPoint
+from vla_reasoner_ros.sim.joint_trajectory_controller import (
+    JointTrajectoryController,
+    TrajectoryMessage,
+    TrajectoryPoint,
+)
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.types import ActionChunk
 
@@ -35,7 +40,17 @@ class LiveArm:
         self._world = world
         parameters = ControlParameters(enable_control=True)
         self._executor = ChunkExecutor(parameters, action_spec=world.action_spec)
+        self._before = _counted(world.controller)
         self._measure()
+
+    @property
+    def commands(self) -> CommandCounts:
+        """What the arm's controller says of the trajectories of this episode."""
+        now, before = (
+            dataclasses.asdict(_counted(self._world.controller)),
+            dataclasses.asdict(self._before),
+        )
+        return CommandCounts(**{name: now[name] - before[name] for name in now})
 
     def submit(self, chunk: ActionChunk) -> bool:
         """Hand a chunk over; whether it was taken. A refused one leaves the running motion."""
@@ -78,9 +93,14 @@ class LiveArm:
         # A stamp of zero means "now", which is right only when the motion begins now.
         stamp_ns = commands.trajectory.start_ns or 1
         message = TrajectoryMessage(motion.joint_names, points, stamp_ns)
-        refused = self._world.controller.accept(message)
-        if refused is not None:
-            raise RuntimeError(f"the simulated arm refused a trajectory: {refused.value}")
+        self._world.controller.accept(message)  # which counts what it refuses
+
+
+def _counted(controller: JointTrajectoryController) -> CommandCounts:
+    rejected = sum(controller.rejections.values())
+    return CommandCounts(
+        controller.accepted + rejected, rejected, sum(controller.violations.values())
+    )
 
 
 def run_episode(
@@ -138,4 +158,5 @@ def run_episode(
     if record.success:
         record.ending = "success"
     record.duration_s, record.progress = world.time, world.progress()
+    record.commands = live.commands
     return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,21 @@ class DecisionRecord:
     picture: bytes | None = None
 
 
+@dataclass(frozen=True)
+class CommandCounts:
+    """What the simulated arm's own controller says of the trajectories that it was sent.
+
+    Attributes:
+        sent: trajectories, the rejected ones included.
+        rejected: those that joint_trajectory_controller would not have taken.
+        violations: samples at 1 kHz of what it then commanded in which a joint broke a limit.
+    """
+
+    sent: int
+    rejected: int
+    violations: int
+
+
 @dataclass
 class EpisodeRecord:
     """One episode of one arm.
@@ -60,6 +75,7 @@ class EpisodeRecord:
         progress: true progress at the end, 0 to 1.
         decisions: in order.
         rejections: chunks that the arm controller refused.
+        commands: what became of its trajectories; None where the arm was moved otherwise.
     """
 
     task: str
@@ -72,6 +88,7 @@ class EpisodeRecord:
     progress: float = 0.0
     decisions: list[DecisionRecord] = field(default_factory=list)
     rejections: int = 0
+    commands: CommandCounts | None = None
 
     def summary(self) -> dict[str, Any]:
         """What the tables need, as JSON can hold it."""
@@ -89,6 +106,7 @@ class EpisodeRecord:
             "simulations": [int(d.statistics["simulations"]) for d in self.decisions],
             "world_model_calls": [int(d.statistics["world_model_calls"]) for d in self.decisions],
             "rejections": self.rejections,
+            "commands": None if self.commands is None else asdict(self.commands),
             "deviated": sum(bool(d.statistics["deviated"]) for d in self.decisions),
             "fallbacks": sorted(
                 {r for d in self.decisions if (r := d.statistics["fallback_reason"])}

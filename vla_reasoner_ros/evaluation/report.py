@@ -177,6 +177,7 @@ def write_report(path: str | Path, record: RunRecord) -> str:
         What had to be left out and why, in a sentence; empty when nothing was.
     """
     sections = [_opening(record), _success_section(record), _time_section(record)]
+    sections += [section] if (section := _command_section(record)) else []
     last = [_episode_section(record, episodes) for episodes in _shown_cases(record)]
     last.append(_facts_section(record.facts))
     return write_page(path, record.title, sections, from_run(record), EXPLORER_PICTURE_WIDTH, last)
@@ -306,6 +307,23 @@ def _time_section(record: RunRecord) -> str:
         "<th class='r'>time, median</th><th class='r'>time, 95th percentile</th>"
         "<th class='r'>simulations</th><th class='r'>deviated</th><th>fell back because</th></tr>"
         f"{''.join(rows)}</table>{_stages(record)}</section>"
+    )
+
+
+def _command_section(record: RunRecord) -> str:
+    """What the simulated arm's controller counted; empty where it was not commanded."""
+    rows = []
+    for arm in record.arms:
+        found = summary.command_counts(record.episodes, arm.name)
+        if found is not None:
+            cells = "".join(f"<td class='r'>{count}</td>" for count in found.values())
+            rows.append(f"<tr><td>{escape(arm.label)}</td>{cells}</tr>")
+    if not rows:
+        return ""
+    return (
+        "<section><h2>What the simulated arm says of its commands</h2><table><tr><th>arm</th>"
+        "<th class='r'>trajectories sent</th><th class='r'>rejected</th>"
+        f"<th class='r'>samples at 1 kHz beyond a limit</th></tr>{''.join(rows)}</table></section>"
     )
 
 

@@ -54,12 +54,27 @@ def decision_times(episodes: Episodes, arm: str) -> dict[str, float | None]:
     }
 
 
+def command_counts(episodes: Episodes, arm: str) -> dict[str, int] | None:
+    """Trajectories sent to the simulated arm, rejected by it, and samples that broke a limit.
+
+    None where none of the arm's episodes was driven by trajectories.
+    """
+    judged = [
+        commands
+        for episode in episodes
+        if episode["arm"] == arm and (commands := episode.get("commands"))
+    ]
+    if not judged:
+        return None
+    return {name: sum(counts[name] for counts in judged) for name in judged[0]}
+
+
 def summarise(episodes: Episodes, arms: Sequence[str], base: str = "policy") -> dict[str, Any]:
     """The published numbers: ``overall`` and ``tasks.NAME``.
 
     Each has ``n``, ``success.ARM`` and ``success_interval.ARM`` (fractions), ``decision_ms.ARM``
-    (p50 and p95), ``world_model_calls.ARM`` (mean per decision), ``differences.ARM`` against the
-    base (points, interval in points, gained, lost, McNemar's p). The difference of the arm
+    (p50 and p95), ``world_model_calls.ARM`` (mean per decision), ``commands.ARM`` (of the
+    simulated arm: sent, rejected, violations; null without), ``differences.ARM`` against the base (points, interval in points, gained, lost, McNemar's p). The difference of the arm
     ``search`` (without one, of the first that is not the base) also stands in
     ``difference_points``, ``difference_interval`` and ``mcnemar_p``.
 
@@ -87,6 +102,7 @@ def _block(episodes: Episodes, arms: Sequence[str], base: str) -> dict[str, Any]
         "success_interval": {arm: [rate.low, rate.high] for arm, rate in rates.items()},
         "decision_ms": {arm: decision_times(episodes, arm) for arm in arms},
         "world_model_calls": {arm: _calls(episodes, arm) for arm in arms},
+        "commands": {arm: command_counts(episodes, arm) for arm in arms},
     }
     others = [arm for arm in arms if arm != base] if base in arms else []
     block["differences"] = {
