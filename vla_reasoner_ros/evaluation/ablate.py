@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_reasoner_ros import __version__, executor
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
 from vla_reasoner_ros.evaluation.ablations import Ablation, Variant, read_ablation
@@ -45,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("out/ablations"), help="folder to write")
     parser.add_argument("--tasks", default="all", help="all, or names with commas between")
-    parser.add_argument("--episodes", type=int, default=10, help="seeds per task (default 10)")
-    parser.add_argument("--seed-start", type=int, default=51000, help="first seed (default 51000)")
+    parser.add_argument("--episodes", type=COUNT, default=10, help="seeds per task (default 10)")
+    parser.add_argument(
+        "--seed-start", type=WHOLE, default=51000, help="first seed (default 51000)"
+    )
     parser.add_argument(
         "--set",
         action="append",

@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from vla_reasoner_ros import plugins
+from vla_reasoner_ros.arguments import SHARE, WHOLE
 from vla_reasoner_ros.components import Components, load_components
 from vla_reasoner_ros.data.bag_episodes import bags_in
 from vla_reasoner_ros.data.bags import BagReader
@@ -297,11 +298,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--confidence",
-        type=float,
+        type=SHARE,
         default=0.7,
         help="chance that an imagined gain of the margin is no noise (default 0.7)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=WHOLE, default=0)
 
 
 def run(arguments: argparse.Namespace) -> int:

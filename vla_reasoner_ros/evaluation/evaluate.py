@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_reasoner_ros import __version__, executor
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
 from vla_reasoner_ros.evaluation.markdown import write_markdown
@@ -35,8 +36,8 @@ DEFAULT_ARMS = "policy,search"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--tasks", default="all", help="all, or names with commas between")
-    parser.add_argument("--episodes", type=int, default=50, help="seeds per task (default 50)")
-    parser.add_argument("--seed-start", type=int, default=0, help="first seed (default 0)")
+    parser.add_argument("--episodes", type=COUNT, default=50, help="seeds per task (default 50)")
+    parser.add_argument("--seed-start", type=WHOLE, default=0, help="first seed (default 0)")
     parser.add_argument(
         "--arms",
         default=DEFAULT_ARMS,

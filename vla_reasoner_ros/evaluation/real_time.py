@@ -46,11 +46,12 @@ class LiveArm:
     @property
     def commands(self) -> CommandCounts:
         """What the arm's controller says of the trajectories of this episode."""
-        now, before = (
-            dataclasses.asdict(_counted(self._world.controller)),
-            dataclasses.asdict(self._before),
+        now, before = _counted(self._world.controller), self._before
+        return CommandCounts(
+            now.sent - before.sent,
+            now.rejected - before.rejected,
+            now.violations - before.violations,
         )
-        return CommandCounts(**{name: now[name] - before[name] for name in now})
 
     def submit(self, chunk: ActionChunk) -> bool:
         """Hand a chunk over; whether it was taken. A refused one leaves the running motion."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_reasoner_ros import __version__
+from vla_reasoner_ros.arguments import WHOLE
 from vla_reasoner_ros.components import Components, load_components
 from vla_reasoner_ros.data import messages
 from vla_reasoner_ros.data.bag_ingest import BagIngest, Moment
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a parameter, as search.depth=2 or planner.world_model=latent; may be repeated",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers (default 0)")
     parser.add_argument(
         "--moments",
         choices=MOMENTS,

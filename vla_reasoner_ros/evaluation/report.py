@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.data.cameras import FixedCamera, load_cameras
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import summary, svg
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--picture-width",
-        type=int,
+        type=COUNT,
         default=EXPLORER_PICTURE_WIDTH,
         help=f"a replay's wider pictures are made smaller (default {EXPLORER_PICTURE_WIDTH})",
     )

@@ -73,10 +73,11 @@ def summarise(episodes: Episodes, arms: Sequence[str], base: str = "policy") -> 
     """The published numbers: ``overall`` and ``tasks.NAME``.
 
     Each has ``n``, ``success.ARM`` and ``success_interval.ARM`` (fractions), ``decision_ms.ARM``
-    (p50 and p95), ``world_model_calls.ARM`` (mean per decision), ``commands.ARM`` (of the
-    simulated arm: sent, rejected, violations; null without), ``differences.ARM`` against the base (points, interval in points, gained, lost, McNemar's p). The difference of the arm
-    ``search`` (without one, of the first that is not the base) also stands in
-    ``difference_points``, ``difference_interval`` and ``mcnemar_p``.
+    (p50 and p95), ``world_model_calls.ARM`` (mean per decision), ``commands.ARM`` (see
+    :func:`command_counts`), ``differences.ARM`` against the base (points, interval in points,
+    gained, lost, McNemar's p). The difference of the arm ``search`` (without one, of the first
+    that is not the base) also stands in ``difference_points``, ``difference_interval`` and
+    ``mcnemar_p``.
 
     Args:
         episodes: summaries; only cases that every arm has finished are counted.
