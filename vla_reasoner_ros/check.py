@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from vla_reasoner_ros import plugins
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.data.episodes import EpisodeSet
@@ -21,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robot", default="", help="name or file of the robot")
     parser.add_argument("--contract", default="", help="name or file of the contract of streams")
     parser.add_argument("--data", nargs="+", default=[], help="folders of recorded episodes")
-    parser.add_argument("--observations", type=int, default=48, help="recorded ones to replay")
-    parser.add_argument("--seed", type=int, default=0, help="chooses these")
+    parser.add_argument("--observations", type=COUNT, default=48, help="recorded ones to replay")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="chooses these")
 
 
 def run(arguments: argparse.Namespace) -> int:

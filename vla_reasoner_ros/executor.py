@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
 
+from vla_reasoner_ros.arguments import WHOLE
 from vla_reasoner_ros.errors import ConfigurationError, VlaReasonerError
 
 Job = TypeVar("Job")
@@ -76,7 +77,9 @@ class EngineSettings:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of a verb that say where its jobs run."""
-    parser.add_argument("--jobs", type=int, default=0, help="workers (default: one for each core)")
+    parser.add_argument(
+        "--jobs", type=WHOLE, default=0, help="workers (default: one for each core)"
+    )
     parser.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0], help="processes here, or a Ray cluster"
     )

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vla_reasoner_ros import plugins
+from vla_reasoner_ros.arguments import AMOUNT, COUNT, WHOLE
 from vla_reasoner_ros.components import (
     ComponentParameters,
     Components,
@@ -263,10 +264,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = getattr(ComponentParameters, kind.replace("-", "_"))
         parser.add_argument(f"--{kind}", default=default, help="registered name")
         parser.add_argument(f"--{kind}-options", default="", help="YAML file with its options")
-    parser.add_argument("--simulations", type=int, default=None, help="of one decision")
-    parser.add_argument("--wave", type=int, default=None, help="leaves imagined together")
+    parser.add_argument("--simulations", type=WHOLE, default=None, help="of one decision")
+    parser.add_argument("--wave", type=COUNT, default=None, help="leaves imagined together")
     parser.add_argument("--dry", action="store_true", help="the policy alone, of shapes alone")
-    parser.add_argument("--gib", type=float, default=0.0, help="memory of the device, GiB")
+    parser.add_argument("--gib", type=AMOUNT, default=0.0, help="memory of the device, GiB")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_reasoner_ros import __version__
+from vla_reasoner_ros.arguments import POSITIVE, WHOLE, Parser
 from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.evaluation import arms as arm_table
 from vla_reasoner_ros.evaluation.evaluate import parse_overrides, table
@@ -67,13 +68,13 @@ WATCH = {
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
+    parser = Parser(prog="demo", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tasks", default=",".join(TASKS), help="names with commas between")
-    parser.add_argument("--seeds", type=int, default=0, help="seeds per task (default: what fits)")
-    parser.add_argument("--seed-start", type=int, default=1000, help="first seed (default 1000)")
     parser.add_argument(
-        "--minutes", type=float, default=4.5, help="time for all of it (default 4.5)"
+        "--seeds", type=WHOLE, default=0, help="seeds per task (default: what fits)"
     )
+    parser.add_argument("--seed-start", type=WHOLE, default=1000, help="first seed")
+    parser.add_argument("--minutes", type=POSITIVE, default=4.5, help="time for all of it")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of the report")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a search parameter"

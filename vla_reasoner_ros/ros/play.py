@@ -16,6 +16,7 @@ from typing import Any
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 
+from vla_reasoner_ros.arguments import AMOUNT, POSITIVE
 from vla_reasoner_ros.data.bag_ingest import RECORDED, STAMPS, STRING, TOLD, BagIngest, stamp_of
 from vla_reasoner_ros.data.bags import BagMessage, BagReader
 from vla_reasoner_ros.data.contract import load_contract
@@ -108,9 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contract", default="sim", help="contract by name, or its YAML file")
     parser.add_argument("--namespace", default="", help="to publish in")
     parser.add_argument("--bag-namespace", default="", help="of the topics in the bag")
-    parser.add_argument("--rate", type=float, default=1.0, help="times as fast as recorded")
+    parser.add_argument("--rate", type=POSITIVE, default=1.0, help="times as fast as recorded")
     parser.add_argument(
-        "--wait", type=float, default=30.0, help="seconds to wait for subscriptions (default 30)"
+        "--wait", type=AMOUNT, default=30.0, help="seconds to wait for subscriptions (default 30)"
     )
 
 

@@ -25,6 +25,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rclpy.serialization import serialize_message
 from rclpy.task import Future
 
+from vla_reasoner_ros.arguments import AMOUNT, COUNT, WHOLE
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.data.message_types import serialize
 from vla_reasoner_ros.data.messages import SEARCH_TREE
@@ -193,13 +194,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contract", default="sim", help="contract by name, or its YAML file")
     parser.add_argument("--namespace", default="", help="of nodes and topics")
     parser.add_argument("--topics", nargs="*", default=[], metavar="TOPIC:=TYPE", help="and these")
-    parser.add_argument("--seconds", type=float, default=0.0, help="end by itself (default: never)")
     parser.add_argument(
-        "--measure", type=float, default=2.0, help="seconds to measure sizes before"
+        "--seconds", type=AMOUNT, default=0.0, help="end by itself (default: never)"
+    )
+    parser.add_argument(
+        "--measure", type=AMOUNT, default=2.0, help="seconds to measure sizes before"
     )
     parser.add_argument("--compress", action="store_true", help="by chunks; costs processor time")
-    parser.add_argument("--split-mb", type=int, default=1000, help="a new file after so many MB")
-    parser.add_argument("--reserve-mb", type=int, default=500, help="room to leave on the disk")
+    parser.add_argument("--split-mb", type=COUNT, default=1000, help="a new file after so many MB")
+    parser.add_argument("--reserve-mb", type=WHOLE, default=500, help="room to leave on the disk")
     parser.add_argument("--no-trees", action="store_true", help="leave the search trees out")
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vla_reasoner_ros import executor, plugins
+from vla_reasoner_ros.arguments import SHARE, WHOLE
 from vla_reasoner_ros.components import LEARNED, ComponentParameters, load_components
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
@@ -345,17 +346,19 @@ def record_scene(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--output", type=Path, default=Path("data/branches"))
-    parser.add_argument("--scenes", type=int, default=420, help="scenes for training")
-    parser.add_argument("--held-out", type=int, default=90, help="scenes for judging")
-    parser.add_argument("--share", type=float, default=0.35, help="share of decisions branched")
-    parser.add_argument("--share-near", type=float, default=0.35, help="the same near a block")
+    parser.add_argument(
+        "--output", type=Path, default=Path("data/branches"), help="folder to write to"
+    )
+    parser.add_argument("--scenes", type=WHOLE, default=420, help="scenes for training")
+    parser.add_argument("--held-out", type=WHOLE, default=90, help="scenes for judging")
+    parser.add_argument("--share", type=SHARE, default=0.35, help="share of decisions branched")
+    parser.add_argument("--share-near", type=SHARE, default=0.35, help="the same near a block")
     parser.add_argument("--policy", default="", help="registered policy that drives; empty: expert")
     parser.add_argument(
         "--search", action="store_true", help="the search over the learned models drives the policy"
     )
     parser.add_argument("--models", default="", help="folder of the driver's weights; the shipped")
-    parser.add_argument("--seed", type=int, default=0, help="added to the first scene's seed")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="added to the first scene's seed")
     executor.add_arguments(parser)
 
 

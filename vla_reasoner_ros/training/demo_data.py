@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vla_reasoner_ros import executor, plugins
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.data.episode_bags import read_told, write_recording
 from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeWriter, Kind
@@ -277,12 +278,12 @@ def record_all(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("--out", type=Path, default=Path("data/demos"), help="folder to write to")
-    parser.add_argument("--expert", type=int, default=0, help="episodes of the expert")
-    parser.add_argument("--noisy-expert", type=int, default=0, help="of the disturbed expert")
-    parser.add_argument("--policy", type=int, default=0, help="episodes of the policy")
+    parser.add_argument("--expert", type=WHOLE, default=0, help="episodes of the expert")
+    parser.add_argument("--noisy-expert", type=WHOLE, default=0, help="of the disturbed expert")
+    parser.add_argument("--policy", type=WHOLE, default=0, help="episodes of the policy")
     parser.add_argument("--policy-name", default="small_vla", help="the policy, by name")
-    parser.add_argument("--execute", type=int, default=4, help="actions executed of each chunk")
-    parser.add_argument("--limit", type=int, default=ACTION_LIMIT, help="actions an episode")
+    parser.add_argument("--execute", type=COUNT, default=4, help="actions executed of each chunk")
+    parser.add_argument("--limit", type=COUNT, default=ACTION_LIMIT, help="actions an episode")
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -291,7 +292,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--contract", default="sim", help="of the recordings: names their topics")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="tasks, taken in turn")
-    parser.add_argument("--first-seed", type=int, default=RANGES["training"].start)
+    parser.add_argument(
+        "--first-seed", type=WHOLE, default=RANGES["training"].start, help="of the first scene"
+    )
     executor.add_arguments(parser)
 
 

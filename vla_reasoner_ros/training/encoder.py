@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_reasoner_ros import executor
+from vla_reasoner_ros.arguments import COUNT, POSITIVE, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.data.recordings import recordings_of
@@ -203,11 +204,11 @@ def decision_frames(folder: Path, each: int) -> Frames:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--frames", type=Path, default=Path("data/frames"), help="frames' folder")
-    parser.add_argument("--count", type=int, default=24_000, help="frames rendered for training")
+    parser.add_argument("--count", type=COUNT, default=24_000, help="frames rendered for training")
     parser.add_argument("--branches", type=Path, help="folder of branched decisions to mix in")
-    parser.add_argument("--each", type=int, default=4, help="outcomes per decision")
+    parser.add_argument("--each", type=COUNT, default=4, help="outcomes per decision")
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
-    parser.add_argument("--every", type=int, default=5, help="steps between frames of an episode")
+    parser.add_argument("--every", type=COUNT, default=5, help="steps between frames of an episode")
     parser.add_argument("--initial", type=Path, help="folder of an encoder to start from")
     parser.add_argument(
         "--vision",
@@ -215,15 +216,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="look at the patches of a frozen DINOv2 or V-JEPA 2: a folder, or a name on the hub",
     )
     parser.add_argument(
-        "--vision-size", type=int, default=224, help="side that its pictures are enlarged to"
+        "--vision-size", type=COUNT, default=224, help="side that its pictures are enlarged to"
     )
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--evaluate-every", type=int, default=500, help="steps to a checkpoint")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("data/training/encoder"))
+    parser.add_argument("--steps", type=COUNT, default=6000, help="of training")
+    parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step")
+    parser.add_argument("--learning-rate", type=POSITIVE, default=2e-3, help="the largest")
+    parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
+    parser.add_argument("--threads", type=COUNT, default=1, help="of the processor")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("data/training/encoder"),
+        help="folder of checkpoints and learning curves",
+    )
     parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
     executor.add_arguments(parser)
     recordings.add_arguments(parser)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from vla_reasoner_ros.arguments import AMOUNT, COUNT, POSITIVE, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.episodes import EpisodeSet, Kind
 from vla_reasoner_ros.data.recordings import recordings_of
@@ -320,26 +321,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, nargs="+", default=[Path("data/demos")], help="folders of episodes"
     )
     parser.add_argument(
-        "--episodes", type=int, default=0, help="learn from this many of them only; 0 is all"
+        "--episodes", type=WHOLE, default=0, help="learn from this many of them only; 0 is all"
     )
-    parser.add_argument("--work", type=Path, default=Path("data/training/policy"))
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("data/training/policy"),
+        help="folder of checkpoints and learning curves",
+    )
     parser.add_argument("--output", type=Path, help="path without suffix; default the shipped")
     parser.add_argument(
         "--control-frame", default="fr3_hand_tcp", help="the link that the actions move"
     )
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--evaluate-every", type=int, default=250)
-    parser.add_argument("--patience", type=int, default=5)
-    parser.add_argument("--shift", type=int, default=1, choices=range(5), help="pixels")
-    parser.add_argument("--jitter", type=float, default=0.05, help="of colours")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=COUNT, default=2500, help="of training")
+    parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step")
+    parser.add_argument("--learning-rate", type=POSITIVE, default=1e-3, help="the largest")
+    parser.add_argument("--evaluate-every", type=COUNT, default=250, help="steps to a checkpoint")
     parser.add_argument(
-        "--closed-loop", type=int, default=60, help="episodes that the trained policy tries"
+        "--patience", type=COUNT, default=5, help="evaluations without progress after which it ends"
     )
-    parser.add_argument("--execute", type=int, default=4, help="actions executed of each chunk")
+    parser.add_argument("--shift", type=WHOLE, default=1, choices=range(5), help="pixels")
+    parser.add_argument("--jitter", type=AMOUNT, default=0.05, help="of colours")
+    parser.add_argument("--threads", type=COUNT, default=2, help="of the processor")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
+    parser.add_argument(
+        "--closed-loop", type=WHOLE, default=60, help="episodes that the trained policy tries"
+    )
+    parser.add_argument("--execute", type=COUNT, default=4, help="actions executed of each chunk")
     recordings.add_arguments(parser)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.episodes import Kind
 from vla_reasoner_ros.data.recordings import recordings_of
@@ -78,9 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, nargs="+", default=[Path("data/demos")], help="folders of episodes"
     )
     parser.add_argument("--output", type=Path, help="path without suffix; default the shipped")
-    parser.add_argument("--count", type=int, default=4096, help="actions kept, at most")
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=COUNT, default=4096, help="actions kept, at most")
+    parser.add_argument("--folds", type=COUNT, default=5, help="parts of the cross-validation")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
     recordings.add_arguments(parser)
 
 

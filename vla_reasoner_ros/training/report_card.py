@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
@@ -415,10 +416,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="results of evaluate --arms policy,search_learned; needed for the world model to pass",
     )
-    parser.add_argument("--cache", type=Path, default=Path("data/latents"))
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("data/latents"),
+        help="folder of what the encoder made of pictures",
+    )
     parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--threads", type=COUNT, default=1, help="of the processor")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of the bootstrap")
     recordings.add_arguments(parser)
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
@@ -219,14 +220,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help=f"of the loss: {', '.join(flatten(ValueLossParameters()))}; may be repeated",
     )
-    parser.add_argument("--cache", type=Path, default=Path("data/latents"))
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("data/latents"),
+        help="folder of what the encoder made of pictures",
+    )
     parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
-    parser.add_argument("--batch-size", type=int, default=32, help="groups a step")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--evaluate-every", type=int, default=500, help="steps to a checkpoint")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("data/training/value"))
+    parser.add_argument("--batch-size", type=COUNT, default=32, help="groups a step")
+    parser.add_argument("--steps", type=COUNT, default=6000, help="of training")
+    parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
+    parser.add_argument("--threads", type=COUNT, default=1, help="of the processor")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("data/training/value"),
+        help="folder of checkpoints and learning curves",
+    )
     recordings.add_arguments(parser)
 
 

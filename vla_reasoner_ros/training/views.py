@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla_reasoner_ros.arguments import COUNT, POSITIVE, WHOLE
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameter_text import parse_overrides
@@ -198,14 +199,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help=f"of the changes: {', '.join(flatten(Changes()))}; may be repeated",
     )
-    parser.add_argument("--per-episode", type=int, default=16, help="observations of each")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--evaluate-every", type=int, default=500, help="steps to a checkpoint")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("data/training/views"))
+    parser.add_argument("--per-episode", type=COUNT, default=16, help="observations of each")
+    parser.add_argument("--steps", type=COUNT, default=5000, help="of training")
+    parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step")
+    parser.add_argument("--learning-rate", type=POSITIVE, default=2e-3, help="the largest")
+    parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
+    parser.add_argument("--threads", type=COUNT, default=1, help="of the processor")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("data/training/views"),
+        help="folder of checkpoints and learning curves",
+    )
     parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data.episodes import Episode, EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
@@ -172,19 +173,24 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", default="", help="of the encoder on the hub")
     parser.add_argument(
-        "--image-size", type=int, default=0, help="pixels a side; the checkpoint's own when 0"
+        "--image-size", type=WHOLE, default=0, help="pixels a side; the checkpoint's own when 0"
     )
     parser.add_argument(
-        "--grid", type=int, default=8, help="cells a side that patches are averaged to; 0 is all"
+        "--grid", type=WHOLE, default=8, help="cells a side that patches are averaged to; 0 is all"
     )
     parser.add_argument("--device", default="auto", help="of the frozen encoder")
     parser.add_argument("--cameras", nargs="*", default=[], help="by name; all when left out")
     parser.add_argument("--episodes", type=Path, nargs="+", required=True, help="recorded episodes")
-    parser.add_argument("--cache", type=Path, default=Path("data/vision_latents"))
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("data/vision_latents"),
+        help="folder of what the encoder made of pictures",
+    )
     parser.add_argument("--models", type=Path, required=True, help="folder of the result")
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=COUNT, default=20_000, help="of training")
+    parser.add_argument("--threads", type=COUNT, default=1, help="of the processor")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
 
 
 def load_recordings(arguments: argparse.Namespace) -> Recordings:

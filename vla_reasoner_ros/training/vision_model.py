@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.training.vision_latents import (
@@ -125,14 +126,19 @@ def take_spread(network: Predictor, episodes: list[VisionEpisode]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_recording_arguments(parser)
-    parser.add_argument("--macro-steps", type=int, default=4, help="actions of one imagined step")
-    parser.add_argument("--horizons", type=int, default=2, help="imagined steps of a rollout")
-    parser.add_argument("--members", type=int, default=1, help="predictors in the ensemble")
-    parser.add_argument("--width", type=int, default=384, help="of the predictor")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--batch-size", type=int, default=32, help="stretches a step")
-    parser.add_argument("--work", type=Path, default=Path("data/training/vision_model"))
+    parser.add_argument("--macro-steps", type=COUNT, default=4, help="actions of one imagined step")
+    parser.add_argument("--horizons", type=COUNT, default=2, help="imagined steps of a rollout")
+    parser.add_argument("--members", type=COUNT, default=1, help="predictors in the ensemble")
+    parser.add_argument("--width", type=COUNT, default=384, help="of the predictor")
+    parser.add_argument("--layers", type=COUNT, default=6, help="of the predictor")
+    parser.add_argument("--heads", type=COUNT, default=6, help="of its attention")
+    parser.add_argument("--batch-size", type=COUNT, default=32, help="stretches a step")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("data/training/vision_model"),
+        help="folder of checkpoints and learning curves",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

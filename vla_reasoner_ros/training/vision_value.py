@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.training.value_groups import FAILURE_CAP
@@ -116,11 +117,21 @@ def vision_value_loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_recording_arguments(parser)
-    parser.add_argument("--labels", choices=["dense", "linear"], default="linear")
-    parser.add_argument("--members", type=int, default=3, help="networks in the ensemble")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=16, help="groups a step")
-    parser.add_argument("--work", type=Path, default=Path("data/training/vision_value"))
+    parser.add_argument(
+        "--labels",
+        choices=["dense", "linear"],
+        default="linear",
+        help="place in the episode, or recorded progress",
+    )
+    parser.add_argument("--members", type=COUNT, default=3, help="networks in the ensemble")
+    parser.add_argument("--width", type=COUNT, default=128, help="of the networks")
+    parser.add_argument("--batch-size", type=COUNT, default=16, help="groups a step")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("data/training/vision_value"),
+        help="folder of checkpoints and learning curves",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

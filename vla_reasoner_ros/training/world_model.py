@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.paths import models_directory
@@ -207,14 +208,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders of branched decisions",
     )
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
-    parser.add_argument("--cache", type=Path, default=Path("data/latents"))
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("data/latents"),
+        help="folder of what the encoder made of pictures",
+    )
     parser.add_argument("--models", type=Path, help="folder of encoder and result; the shipped")
-    parser.add_argument("--batch-size", type=int, default=256, help="sequences a step")
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--evaluate-every", type=int, default=500, help="steps to a checkpoint")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("data/training/world_model"))
+    parser.add_argument("--batch-size", type=COUNT, default=256, help="sequences a step")
+    parser.add_argument("--steps", type=COUNT, default=8000, help="of training")
+    parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
+    parser.add_argument("--threads", type=COUNT, default=1, help="of the processor")
+    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("data/training/world_model"),
+        help="folder of checkpoints and learning curves",
+    )
     recordings.add_arguments(parser)
 
 
