@@ -1,4 +1,6 @@
 import errno
+import os
+import subprocess
 import sys
 import types
 
@@ -46,21 +48,32 @@ def test_an_error_of_the_program_is_not_hidden(verb):
         cli.main(["try", "it"])
 
 
-def test_a_full_disk_is_one_line_and_other_faults_of_files_are_not_hidden(verb, capsys):
-    def full(arguments):
-        raise OSError(errno.ENOSPC, "No space left on device", "data/latents/a.npz")
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "data/latents/a.npz"),
+            "No space left on device (data/latents/a.npz); what is finished is kept",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "data"), "data: Permission denied"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", b"d\xe9"), "d\\udce9: Is a directory"),
+    ],
+)
+def test_a_file_that_refuses_is_named_in_one_line(verb, capsys, fault, said):
+    def refused(arguments):
+        raise fault
 
-    verb(full)
+    verb(refused)
     assert cli.main(["try", "it"]) == 2
-    assert capsys.readouterr().err == (
-        "vla-reasoner: No space left on device (data/latents/a.npz); what is finished is kept\n"
-    )
+    assert capsys.readouterr().err == f"vla-reasoner: {said}\n"
 
-    def forbidden(arguments):
-        raise PermissionError(errno.EACCES, "Permission denied", "data")
 
-    verb(forbidden)
-    with pytest.raises(PermissionError):
+def test_a_fault_of_the_system_that_names_no_file_is_not_hidden(verb):
+    def broken(arguments):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    verb(broken)
+    with pytest.raises(BrokenPipeError):
         cli.main(["try", "it"])
 
 
@@ -83,6 +96,25 @@ def test_interrupt_is_exit_code_130(verb):
 def test_an_unknown_verb_is_named_and_the_nearest_suggested(words, expected, capsys):
     assert cli.main(words) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_wrong_option_is_one_line_that_says_where_to_look(verb, capsys):
+    verb(lambda arguments: 0)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["try", "it", "--numbr", "7"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vla-reasoner try it: unrecognized arguments: --numbr 7")
+    assert said.endswith("(vla-reasoner try it --help tells more)\n")
+
+
+def test_whoever_reads_the_output_may_stop_reading():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "vla_reasoner_ros.cli", "--help"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (cli.EXIT_BROKEN_PIPE, b"")
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])

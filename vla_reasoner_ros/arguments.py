@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ SHARE = Number(float, 0.0, 1.0)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help tells the default of every option, and what kind of word it takes."""
+    """A parser whose help tells every default and kind of word, and whose errors are one line."""
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """As of ``argparse``; default and kind are added to what the caller says."""
@@ -70,6 +70,10 @@ class Parser(argparse.ArgumentParser):
         if action.option_strings and action.nargs != 0 and not action.choices:
             action.metavar = action.metavar or _metavar(action.type)
         return action
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and one line; the usage is what ``--help`` is for."""
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help tells more)\n")
 
 
 def _shown(default: Any) -> str:

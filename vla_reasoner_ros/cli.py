@@ -6,10 +6,12 @@ is imported when its verb is typed, so that one verb never pays for another's li
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import errno
 import importlib
+import io
+import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,10 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_reasoner_ros import __version__
+from vla_reasoner_ros.arguments import Parser
 from vla_reasoner_ros.errors import ConfigurationError, VlaReasonerError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; ``sys.argv`` when None.
 
     Returns:
-        The verb's exit code; 2 for an error, told in one line on stderr; 130 after Ctrl-C.
+        The verb's exit code; 2 for an error, told in one line on stderr; 130 after Ctrl-C; 141
+        when whoever reads the output has enough, as ``head``.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text at all
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads_the_output():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return code
+
+
+def _run(words: list[str]) -> int:
+    """Run one verb, or list them; errors of ours and of files become one line and an exit code."""
     if not words or (words[-1] in ("-h", "--help") and " ".join(words[:-1]) in ("", "train")):
         print(_overview(" ".join(words[:-1])))
         return 0
@@ -125,20 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name, rest = _find(words)
         module = importlib.import_module(VERBS[name].module)
-        parser = argparse.ArgumentParser(
-            prog=f"vla-reasoner {name}", description=_first_paragraph(module)
-        )
+        parser = Parser(prog=f"vla-reasoner {name}", description=_first_paragraph(module))
         module.add_arguments(parser)
         return int(module.run(parser.parse_args(rest)))
     except VlaReasonerError as error:
         print(f"vla-reasoner: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        # Files are written whole or not at all, so what is there can be relied on.
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"vla-reasoner: {error.strerror}{where}; what is finished is kept", file=sys.stderr)
+        print(f"vla-reasoner: {_fault_of_a_file(error)}", file=sys.stderr)
         return EXIT_ERROR
     except ImportError as error:
         print(f"vla-reasoner: {error}; is the extra that brings it installed?", file=sys.stderr)
@@ -146,6 +160,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vla-reasoner: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _nobody_reads_the_output() -> bool:
+    """Whether it goes into a pipe whose other end is closed."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:  # no file of the system
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _fault_of_a_file(error: OSError) -> str:
+    """What a file or folder refused, in one line.
+
+    Raises:
+        OSError: ``error`` itself where it names no file, so that nobody could know what to mend.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # Files are written whole or not at all, so what is there can be relied on.
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}; what is finished is kept"
+    if not error.filename or not error.strerror:
+        raise error
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _find(words: list[str]) -> tuple[str, list[str]]:
