@@ -1,13 +1,15 @@
 """Endurance: load, lifecycle cycles and hostile messages for long enough that a leak shows.
 
 ``python -m benchmark.soak --minutes 30 --cycles 100 --messages 100000`` tells how far it is on
-standard error and prints JSON lines, with ``ok`` for what has a limit; the exit code is 1 when one
-is broken. Ctrl-C or SIGTERM ends the part at hand, which is judged as far as it came, and the run;
-a second one ends it without a result. A part that is given 0 is left out.
+standard error and prints JSON lines, with ``ok`` for what has a limit; the last one is the verdict
+and names what failed. The exit code is 1 when a limit is broken or the run was cut short. Ctrl-C or
+SIGTERM ends the part at hand, which is judged as far as it came, and the run; a second one ends it
+without a result. A part that is given 0 is left out.
 
-Limits: no frame lost or dropped, the planner at 95 % of its rate, memory of every node within 5 %
-from the second tenth of the run to the last; after the cycles memory within 5 % of that after the
-first ten, no more open files or endpoints, and no more threads than the executor's pool has.
+Limits: no frame lost or dropped, warming up included; after it the planner at 95 % of its rate and
+memory of every node within 5 % from the first tenth of the time to the last; after the cycles
+memory within 5 % of that after the first ten, no more open files or endpoints, and no more threads
+than the executor's pool has. What other programs take of the machine is told with it.
 """
 
 from __future__ import annotations
@@ -26,8 +28,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from benchmark.process_watch import FEWEST, Watch, growth, resident_mib
 from benchmark.ros_load import CAMERAS, NODES, RATE, Load
 from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.ros.graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, GraphClient
@@ -36,7 +37,11 @@ from vla_reasoner_ros.ros.processes import NodeProcess, ProcessGraph
 
 GROWTH = 5.0
 """Percent by which memory may grow."""
-SAMPLE_S = 5.0
+ON_TIME = 0.95
+"""Share of the decisions due that must be made, and, of the pictures, sent."""
+SAMPLE_S = 1.0
+TELL_S = 15.0
+"""Seconds between two lines about how far it is."""
 DECISION_S = 0.4
 """Simulated seconds that one decision's executed actions take."""
 SETTLE_S = 10.0
@@ -52,12 +57,6 @@ CYCLED: Mapping[str, Mapping[str, object]] = {
     "view_node": {"cameras": "sim"},
 }
 """The nodes that are cycled, with parameters that make them load what they can load."""
-
-
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process that is its own, not shared with others, MiB."""
-    resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
-    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @dataclass(frozen=True)
@@ -95,21 +94,30 @@ def holdings(client: GraphClient, pid: int, name: str) -> Holdings:
 
 
 class Verdict:
-    """Prints lines and remembers whether all were well.
+    """Prints lines and remembers what was not well.
 
     Attributes:
         stopped: set when the user wants no more.
+        failed: names of the limits that were broken.
     """
 
     def __init__(self) -> None:
-        self.well = True
+        self.failed: list[str] = []
         self.stopped = threading.Event()
 
     def say(self, name: str, value: float, unit: str, ok: bool | None, detail: str) -> None:
         """Print one line; ``ok`` is None where there is no limit."""
         line = {"name": f"soak.{name}", "value": round(value, 3), "unit": unit}
         print(json.dumps({**line, "ok": ok, "detail": detail}), flush=True)
-        self.well = self.well and ok is not False
+        if ok is False:
+            self.failed.append(name)
+
+    def conclude(self) -> bool:
+        """Print the last line; whether all was well."""
+        failed = list(self.failed)
+        detail = f"failed: {', '.join(failed)}" if failed else "all limits are kept"
+        self.say("verdict", len(failed), "limits broken", not failed, detail)
+        return not failed
 
     def stop_on_signals(self) -> None:
         """The first SIGINT or SIGTERM ends the part at hand, the second everything."""
@@ -129,58 +137,73 @@ def progress(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def soak(folder: Path, minutes: float, world_model: str, verdict: Verdict) -> None:
-    """Load for a while, with a look at the memory now and then."""
-    memory: dict[str, list[float]] = {name: [] for name in NODES}
+def soak(folder: Path, warm_up: float, minutes: float, world_model: str, verdict: Verdict) -> None:
+    """Load for some minutes to warm up and for ``minutes`` that are judged."""
     progress(f"load: starting {', '.join(NODES)}")
     with Load(folder, world_model) as load:
         load.start()
-        begin = time.monotonic()
-        while (seconds := time.monotonic() - begin) < 60.0 * minutes:
-            if verdict.stopped.is_set():
-                break
-            load.run(SAMPLE_S)
-            for name, samples in memory.items():
-                samples.append(resident_mib(load.graph.pid(name)))
-            if len(memory[NODES[0]]) % 2 == 0:
-                _tell_load(load, seconds, minutes, memory)
-        seconds = time.monotonic() - begin
+        _flow(load, warm_up, "warming up", verdict)
+        watch = Watch({name: load.graph.pid(name) for name in NODES})
+        decided, sent = len(load.heard.chunks), load.sent
+        seconds = _flow(load, minutes, "measuring", verdict, watch)
+        decided, sent = len(load.heard.chunks) - decided, load.sent - sent
+        cores = watch.cores()
         load.stop()
     detail = f"{seconds / 60.0:.1f} min of two 640x480 cameras at 30 Hz, world model {world_model}"
-    due, cameras = seconds * RATE, len(CAMERAS)
-    share = load.sent / due
-    verdict.say("frames_sent", cameras * load.sent, "1", share >= 0.99, f"of {cameras * due:.0f}")
+    used = ", ".join(f"{name} {share:.2f}" for name, share in cores.items())
+    busy = f"of {os.cpu_count()}; {used}; {detail}"
+    verdict.say("minutes", seconds / 60.0, "min", None, f"of {minutes:g}")
+    verdict.say("cores", sum(cores.values()), "1", None, busy)
+    share = sent / max(1.0, seconds * RATE)
+    verdict.say("pictures_sent", share, "share of due", share >= ON_TIME, detail)
     for name, count in (("lost", load.frames_lost()), ("dropped", load.frames_dropped())):
-        verdict.say(f"frames_{name}", count, "1", count == 0, detail)
-    share = len(load.heard.chunks) * DECISION_S / seconds
-    verdict.say("decision_rate", share, "share of due", share >= 0.95, detail)
-    for name, samples in memory.items():
-        _judge_growth(f"memory.{name}", samples, verdict, detail)
+        of = f"expected 0 of {len(CAMERAS) * load.sent}, warming up included"
+        verdict.say(f"frames_{name}", count, "1", count == 0, of)
+    share = decided * DECISION_S / max(DECISION_S, seconds)
+    expected = f"expected at least {ON_TIME:g}; {detail}"
+    verdict.say("decision_rate", share, "share of due", share >= ON_TIME, expected)
+    for name, samples in watch.memory.items():
+        _judge_growth(f"memory.{name}", samples, verdict)
 
 
-def _tell_load(
-    load: Load, seconds: float, minutes: float, memory: Mapping[str, list[float]]
-) -> None:
-    heard = load.heard
-    left = max(0.0, minutes - seconds / 60.0)
-    sizes = ", ".join(f"{name} {samples[-1]:.0f} MiB" for name, samples in memory.items())
-    progress(
-        f"load: {seconds / 60.0:.1f} min, {left:.1f} min left; {load.sent / max(seconds, 1.0):.1f} "
-        f"pictures/s of each camera, {load.frames_lost()} not (yet) received, "
-        f"{load.frames_dropped()} dropped; {len(heard.chunks) / max(seconds, 1.0):.2f} decisions/s "
-        f"of {1.0 / DECISION_S:g}; {sizes}"
-    )
+def _flow(
+    load: Load, minutes: float, phase: str, verdict: Verdict, watch: Watch | None = None
+) -> float:
+    """Let it flow, watched or not; the seconds that it was."""
+    begin, told = time.monotonic(), 0.0
+    sent, decided = load.sent, len(load.heard.chunks)
+    seconds = 0.0
+    while seconds < 60.0 * minutes and not verdict.stopped.is_set():
+        load.run(min(SAMPLE_S, max(0.01, 60.0 * minutes - seconds)))
+        seconds = time.monotonic() - begin
+        if watch is not None:
+            watch.sample()
+        if seconds < told + TELL_S:
+            continue
+        told = seconds
+        sizes = "".join(
+            f", {n} {s[-1]:.0f} MiB" for n, s in (watch.memory if watch else {}).items()
+        )
+        progress(
+            f"load: {phase}, {seconds / 60.0:.1f} min, {max(0.0, minutes - seconds / 60.0):.1f} "
+            f"left; {(load.sent - sent) / seconds:.1f} pictures/s of each camera, "
+            f"{load.frames_lost()} not (yet) received, {load.frames_dropped()} dropped; "
+            f"{(len(load.heard.chunks) - decided) / seconds:.2f} decisions/s of "
+            f"{1.0 / DECISION_S:g}{sizes}"
+        )
+    return seconds
 
 
-def _judge_growth(name: str, samples: list[float], verdict: Verdict, detail: str) -> None:
-    if not samples:
-        verdict.say(name, 0.0, "%", False, f"no sample, {detail}")
+def _judge_growth(name: str, samples: list[float], verdict: Verdict) -> None:
+    found = growth(samples)
+    if found is None:
+        verdict.say(name, 0.0, "%", False, f"{len(samples)} samples, expected at least {FEWEST}")
         return
-    tenth = max(1, len(samples) // 10)
-    early = float(np.mean(samples[tenth : 2 * tenth] or samples[:1]))
-    late = float(np.mean(samples[-tenth:]))
-    growth = 100.0 * (late / early - 1.0)
-    verdict.say(name, growth, "%", growth <= GROWTH, f"{early:.1f} to {late:.1f} MiB, {detail}")
+    detail = (
+        f"{found.early:.1f} to {found.late:.1f} MiB, peak {found.peak:.1f}, {len(samples)} "
+        f"samples; expected at most {GROWTH:g} % more"
+    )
+    verdict.say(name, found.percent, "%", found.percent <= GROWTH, detail)
 
 
 def cycles(folder: Path, name: str, count: int, verdict: Verdict) -> None:
@@ -244,7 +267,8 @@ def _parts(
     options: argparse.Namespace, folder: Path, verdict: Verdict
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     if options.minutes:
-        yield "load", partial(soak, folder / "load", options.minutes, options.world_model, verdict)
+        times = options.warm_up, options.minutes
+        yield "load", partial(soak, folder / "load", *times, options.world_model, verdict)
     if options.cycles:
         for node in options.node or CYCLED:
             yield f"cycles.{node}", partial(cycles, folder / node, node, options.cycles, verdict)
@@ -256,6 +280,7 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="of load; 0 leaves it out")
+    parser.add_argument("--warm-up", type=float, default=1.0, help="minutes of load before them")
     parser.add_argument("--cycles", type=int, default=100, help="of each node; 0 leaves them out")
     parser.add_argument("--messages", type=int, default=100_000, help="on every subscription")
     parser.add_argument("--world-model", default="latent", help="none lets the policy drive")
@@ -272,7 +297,9 @@ def main() -> int:
                 run()
             except VlaReasonerError as error:
                 verdict.say(part, 0.0, "failed", False, str(error))
-    return int(not verdict.well)
+        if verdict.stopped.is_set():
+            verdict.say("ended_early", 1.0, "signal", False, "judged as far as it came")
+    return int(not verdict.conclude())
 
 
 if __name__ == "__main__":

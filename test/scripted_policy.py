@@ -1,5 +1,6 @@
 """A policy that does what a file says, so that a test can break it while planner_node runs it."""
 
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,21 @@ from vla_reasoner_ros.priors.space import DEFAULT_SPEC as SPEC
 from vla_reasoner_ros.types import ActionChunk
 
 WAYS = {"go left": 1.0, "go right": -1.0}  # m along y
+
+
+def python_path(folder):
+    """``PYTHONPATH`` of processes that know this policy as ``scripted``, as if it were installed.
+
+    Args:
+        folder: where to put what the installation of a package leaves behind.
+    """
+    metadata = folder / "packages" / "scripted_policy-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Name: scripted-policy\nVersion: 1.0\n")
+    entry = "[vla_reasoner_ros.policy]\nscripted = scripted_policy:ScriptedPolicy\n"
+    (metadata / "entry_points.txt").write_text(entry)
+    paths = [str(metadata.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(filter(None, paths))
 
 
 class ScriptedPolicy:

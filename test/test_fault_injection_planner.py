@@ -5,7 +5,6 @@ camera, the arm and the clock, which passes only as far as the nodes have seen i
 every decision that is due.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import yaml
 pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
 
 from arm_bench import DEADMAN, MS, NODE, PERIODS, Bench, reset, see_it_decelerate
+from scripted_policy import python_path
 from sensor_msgs.msg import Image
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
@@ -196,14 +196,8 @@ class PlannerBench(Bench):
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planner")
-    metadata = folder / "packages" / "scripted_policy-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Name: scripted-policy\nVersion: 1.0\n")
-    entry = "[vla_reasoner_ros.policy]\nscripted = scripted_policy:ScriptedPolicy\n"
-    (metadata / "entry_points.txt").write_text(entry)
-    paths = [str(metadata.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setenv("PYTHONPATH", python_path(folder))
         bench = PlannerBench(folder)
         yield bench
         bench.graph.stop()
