@@ -295,7 +295,7 @@ def test_when_the_clock_jumps_back_observations_go_on(cameras):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"contract": "nowhere"}, "contract/nowhere.yaml: cannot be read"),
+        ({"contract": "nowhere"}, "contract 'nowhere' is unknown; known are"),
         ({"robot": "r2d2"}, "robot 'r2d2' is unknown"),
         ({"contracts": "sim"}, "parameter contracts: there is none of this name; did you mean"),
         ({"diagnostics_period": 0.001}, "diagnostics_period: expected at least 0.05 s"),

@@ -77,6 +77,25 @@ def test_a_fault_of_the_system_that_names_no_file_is_not_hidden(verb):
         cli.main(["try", "it"])
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("No module named 'rclpy'", name="rclpy"), "this verb needs ROS 2"),
+        (ImportError("librcl_action.so: no such file\nThe C extension ..."), "needs ROS 2"),
+        (ModuleNotFoundError("No module named 'ray'", name="ray"), "is the extra that brings it"),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_where_it_comes_from(verb, capsys, error, said):
+    def missing(arguments):
+        raise error
+
+    verb(missing)
+    assert cli.main(["try", "it"]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
 def test_interrupt_is_exit_code_130(verb):
     def interrupted(arguments):
         raise KeyboardInterrupt

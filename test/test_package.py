@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import vla_reasoner_ros
+from vla_reasoner_ros import paths
+from vla_reasoner_ros.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = configparser.ConfigParser()
@@ -191,6 +194,34 @@ from vla_reasoner_ros.paths import share_directory
 assert (share_directory() / "config" / "robots" / "fr3.yaml").is_file()
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+@pytest.mark.slow
+def test_pip_installs_it_with_what_it_reads_at_run_time(tmp_path):
+    """Without ROS; the wheel lies in a folder of its own, as in the environment that pip fills."""
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    source = tmp_path / "source"  # pip leaves build folders behind
+    ignored = shutil.ignore_patterns(".*", "build", "data", "install", "log", "out", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    subprocess.run([*command, "-w", tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    share = f"vla_reasoner_ros-{PACKAGE.findtext('version')}.data/data/share/vla_reasoner_ros"
+    for name in ("config/robots/fr3.yaml", "resource/models/report_card.json"):
+        assert f"{share}/{name}" in names
+    assert not any("__pycache__" in name for name in names)
+    assert {"vla_reasoner_ros/cli.py", "vla_reasoner_ros/control/robots.py"} <= names
+
+
+def test_the_share_folder_of_pip_is_found(tmp_path, monkeypatch):
+    (tmp_path / "share" / "vla_reasoner_ros" / "config").mkdir(parents=True)
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "lib" / "vla_reasoner_ros" / "paths.py"))
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert paths.share_directory() == tmp_path / "share" / "vla_reasoner_ros"
+    monkeypatch.setattr(sys, "prefix", "/nowhere")
+    with pytest.raises(ConfigurationError, match="source the workspace's"):
+        paths.share_directory()
 
 
 # In front of the compiler: takes the object that the workspace's own build has made already.

@@ -155,7 +155,7 @@ def _run(words: list[str]) -> int:
         print(f"vla-reasoner: {_fault_of_a_file(error)}", file=sys.stderr)
         return EXIT_ERROR
     except ImportError as error:
-        print(f"vla-reasoner: {error}; is the extra that brings it installed?", file=sys.stderr)
+        print(f"vla-reasoner: {_missing(error)}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("vla-reasoner: interrupted", file=sys.stderr)
@@ -186,6 +186,14 @@ def _fault_of_a_file(error: OSError) -> str:
     if not error.filename or not error.strerror:
         raise error
     return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def _missing(error: ImportError) -> str:
+    """What cannot be imported, in one line, and where it comes from."""
+    said = str(error).splitlines()[0]
+    if (error.name or "").partition(".")[0] in ("rclpy", "vla_reasoner_ros") or "librcl" in said:
+        return f"{said}; this verb needs ROS 2: source it and the workspace's setup.bash"
+    return f"{said}; is the extra that brings it installed?"
 
 
 def _find(words: list[str]) -> tuple[str, list[str]]:

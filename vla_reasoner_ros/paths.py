@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from vla_reasoner_ros.errors import ConfigurationError
@@ -20,13 +21,14 @@ def share_directory() -> Path:
     source = Path(__file__).resolve().parent.parent
     if (source / "config" / "robots").is_dir():
         return source
-    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+    # colcon's, then pip's.
+    for prefix in (*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix):
         share = Path(prefix) / "share" / PACKAGE
         if prefix and (share / "config").is_dir():
             return share
     raise ConfigurationError(
-        f"the share folder of {PACKAGE} was not found beside {source} nor in AMENT_PREFIX_PATH; "
-        "source the workspace's setup.bash"
+        f"the share folder of {PACKAGE} was not found beside {source}, in AMENT_PREFIX_PATH or in "
+        f"{sys.prefix}; source the workspace's setup.bash"
     )
 
 

@@ -240,7 +240,14 @@ def load_contract(name_or_path: str | Path) -> Contract:
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        path = share_directory() / "config" / "contract" / f"{name_or_path}.yaml"
+        folder = share_directory() / "config" / "contract"
+        path = folder / f"{name_or_path}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            raise ConfigurationError(
+                f"contract {str(name_or_path)!r} is unknown; known are {known}, or give the "
+                "path of a .yaml file"
+            )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
