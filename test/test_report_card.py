@@ -17,9 +17,10 @@ from vla_reasoner_ros.training.branches import (
     branch_files,
     candidates,
     expert_macro,
-    outcome_frames,
     record_scene,
+    relabelled,
 )
+from vla_reasoner_ros.training.encoder import outcome_frames
 from vla_reasoner_ros.training.latents import BranchLatents, true_latents
 from vla_reasoner_ros.training.report_card import (
     calibration_error,
@@ -131,6 +132,15 @@ def world():
     world = World()
     yield world
     world.close()
+
+
+def test_recorded_decisions_are_labelled_again_from_their_states(branches, world):
+    again = relabelled(branches, world)
+    np.testing.assert_array_equal(again.progress, branches.progress)
+    np.testing.assert_array_equal(again.outcome_progress, branches.outcome_progress)
+    old = replace(branches, outcome_progress=np.zeros_like(branches.outcome_progress))
+    assert old.outcome_progress.max() < branches.outcome_progress.max()
+    np.testing.assert_array_equal(relabelled(old, world).outcome_progress, again.outcome_progress)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,17 @@ def run_expert(world, task, seed, limit=LIMIT):
     return np.array(progress), np.array(joints)
 
 
+def drive_closed(world, offset, below=0.0, limit=40):
+    """Go with closed fingers to a place relative to the pushed block's, or below a height."""
+    for _ in range(limit):
+        state = world.true_state()
+        way = state.blocks["blue_block"] + offset - state.tcp
+        length = np.linalg.norm(way)
+        if length < 0.008 or state.tcp[2] < below:
+            return
+        world.apply(np.array([*(way * min(1.0, 0.02 / length)), 0, 0, 0, 0.0]))
+
+
 def make_state(**changes):
     state = tasks.TrueState(
         tcp=np.array([0.45, 0.0, 0.25]),
@@ -174,6 +185,55 @@ class TestProgress:
         for _ in range(5):
             world.apply(OPEN_HAND)
         assert world.progress() < before - 0.1
+
+    @pytest.mark.parametrize("seed", [50200, 50201, 50203])
+    def test_does_not_pay_for_dragging_a_block_under_the_finger_tips(self, world, seed):
+        world.reset("push_blue_back", seed)
+        task = tasks.TASKS["push_blue_back"]
+        drive_closed(world, (-0.06, 0.0, 0.08))
+        before = world.progress()
+        drive_closed(world, (-0.01, 0.0, 0.02), below=0.055)
+        start = world.true_state().blocks[task.block][0]
+        for _ in range(6):
+            world.apply(np.array([0.02, 0, 0, 0, 0, 0, 0.0]))
+            state = world.true_state()
+            if tasks.achieved(task, state) or task.block not in state.touched:
+                break  # dragged past the line, or slipped out
+            assert world.progress() < before
+        assert world.true_state().blocks[task.block][0] > start + 0.02
+
+    def test_counts_how_far_a_pushed_block_has_come_when_it_is_free(self):
+        task = tasks.TASKS["push_blue_back"]
+        states = [with_block("blue_block", (x, 0.1, BLOCK_HALF)) for x in (0.5, 0.55, 0.6, 0.65)]
+        for tcp in ((0.0, 0.0, 0.08), (-tasks.PUSH_OFFSET, 0.0, 0.0), (0.0, 0.08, 0.0)):
+            moved = [
+                dataclasses.replace(s, tcp=s.blocks["blue_block"] + tcp, opening=0.0)
+                for s in states
+            ]
+            assert np.diff([tasks.progress(task, state) for state in moved]) == pytest.approx(
+                0.5 * 0.05 / 0.28
+            )
+
+    @pytest.mark.parametrize("opening", [0.0, 1.0])
+    def test_does_not_count_it_under_a_finger_tip(self, opening):
+        task = tasks.TASKS["push_blue_back"]
+        finger = np.array([0.0, opening * tasks.FINGER_TRAVEL, 0.025])
+        values = []
+        for x in (0.5, 0.6, 0.65):
+            state = with_block("blue_block", (x, 0.1, BLOCK_HALF), opening=opening)
+            state = dataclasses.replace(state, tcp=state.blocks["blue_block"] + finger)
+            values.append(tasks.progress(task, state))
+        assert values == pytest.approx([values[0]] * 3)
+        assert max(values) < 0.2
+
+    def test_open_fingers_around_a_block_do_not_press_it(self):
+        task = tasks.TASKS["push_blue_back"]
+        near, far = (with_block("blue_block", (x, 0.1, BLOCK_HALF)) for x in (0.5, 0.6))
+        around = [
+            dataclasses.replace(s, tcp=s.blocks["blue_block"] + (0.0, 0.0, 0.02))
+            for s in (near, far)
+        ]
+        assert tasks.progress(task, around[1]) > tasks.progress(task, around[0]) + 0.1
 
     def test_tells_candidates_four_actions_apart(self, world):
         world.reset("red_on_plate", 6)

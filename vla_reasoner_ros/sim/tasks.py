@@ -32,6 +32,12 @@ PUSH_X = LINE_X + BLOCK_HALF
 """The block's centre when the whole block is past the marked line, m."""
 PUSH_OFFSET = BLOCK_HALF + 0.012
 """From the centre of the pushed block back to the fingers behind it, m."""
+TIP_HALF = (0.010, 0.006)
+"""Half the extent of one finger's tip along x and y, m."""
+TIP_BELOW = 0.010
+"""How far the tips reach below the TCP, m."""
+FINGER_TRAVEL = 0.04
+"""How far each finger goes from the middle to be open, m."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +268,33 @@ def _grasping(task: Task, state: TrueState) -> float:
     return 0.8 * reach + 0.2 * fingers
 
 
+def _pinning(block: FloatArray, state: TrueState) -> float:
+    """Whether the finger tips are upon a block and press it to the table, 0 to 1.
+
+    Smooth, from geometry alone, so that it means the same in an imagined state. The fingers are
+    taken to open along y, as they do while they push.
+    """
+    x, y, z = state.tcp - block
+    finger = FINGER_TRAVEL * min(max(state.opening, 0.0), 1.0) + TIP_HALF[1]
+    overlap = BLOCK_HALF + min(TIP_HALF[0] - abs(x), TIP_HALF[1] - abs(abs(y) - finger))
+    # Tips below the block's middle are beside it, tips above its top are free of it.
+    bottom = z - TIP_BELOW
+    shares = [overlap / 0.010, bottom / 0.008, (BLOCK_HALF + 0.010 - bottom) / 0.008]
+    return float(np.prod(np.clip(shares, 0.0, 1.0)))
+
+
+def _pushing(block: FloatArray, state: TrueState) -> float:
+    """[0, 0.9) before the block is past the line: reach behind it, then push.
+
+    A block that is dragged along under the finger tips slips out where nobody can tell, so how far
+    it has come does not count until it is free again.
+    """
+    reach = _reaching(block - (PUSH_OFFSET, 0.0, 0.0), state, free_behind=True)
+    pushed = float(np.clip(1.0 - (PUSH_X - block[0]) / 0.28, 0.0, 1.0))
+    pinning = _pinning(block, state)
+    return 0.4 * reach * (1.0 - 0.5 * pinning) + 0.5 * pushed * (1.0 - pinning)
+
+
 def progress(task: Task, state: TrueState) -> float:
     """How far the task has come, in [0, 1]; 1 exactly at success."""
     held = min(state.held_s / HOLD_S, 1.0)
@@ -269,10 +302,7 @@ def progress(task: Task, state: TrueState) -> float:
         return 0.9 + 0.1 * held
     block = state.blocks[task.block]
     if task.kind == "push":
-        behind = block - (PUSH_OFFSET, 0.0, 0.0)
-        reach = _reaching(behind, state, free_behind=True)
-        pushed = float(np.clip(1.0 - (PUSH_X - block[0]) / 0.28, 0.0, 1.0))
-        return 0.4 * reach + 0.5 * pushed
+        return _pushing(block, state)
     pinched = task.block in state.pinched
     if task.kind == "lift":
         if not pinched:

@@ -30,7 +30,6 @@ from vla_reasoner_ros.paths import MODELS_VARIABLE
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
-from vla_reasoner_ros.training.frames import Frames, project
 from vla_reasoner_ros.training.pilots import (
     MACRO_STEPS,
     ExpertPilot,
@@ -56,8 +55,6 @@ BOLD_TRANSLATION = 0.02
 """Typical translation per action of a bold move, m."""
 NEAR = 0.07
 """Distance from the fingers to a block's centre at which a decision is about touching it, m."""
-FALLEN = 0.01
-"""How far below the table's top an object is when it is off the table, m."""
 PILOT, EXPERT = 0, 1
 """Places of the pilot's own actions and of the undisturbed expert's among the candidates."""
 
@@ -152,39 +149,41 @@ def branch_files(folder: Path) -> list[Path]:
     return paths
 
 
-def outcome_frames(branches: Branches, world: World, each: int, rng: np.random.Generator) -> Frames:
-    """Labelled frames of some outcomes of every decision: what the encoder will be asked about.
-
-    Outcomes in which something has fallen off the table are left out.
+def relabelled(branches: Branches, world: World) -> Branches:
+    """The same decisions with the progress that the tasks give their states now.
 
     Args:
         branches: recorded decisions.
         world: of the same scene; its state is overwritten.
-        each: outcomes per decision.
-        rng: picks them.
     """
-    decisions = np.repeat(np.arange(len(branches)), each)
-    chosen = rng.integers(0, branches.actions.shape[1], len(decisions))
-    on_table = (branches.outcome_positions[decisions, chosen, 0, :, 2] > -FALLEN).all(axis=-1)
-    decisions, chosen = decisions[on_table], chosen[on_table]
-    points: dict[str, list[NDArray]] = {"agent": [], "wrist": []}
-    for decision, candidate in zip(decisions, chosen, strict=True):
-        world.set_state(branches.outcome_state[decision, candidate, 0])
-        for camera, rows in points.items():
-            places = branches.outcome_positions[decision, candidate, 0]
-            rows.append(project(world.model, world.data, camera, places))
-    labels = {
-        name: getattr(branches, f"outcome_{name}")[decisions, chosen, 0]
-        for name in ("ee_position", "ee_quaternion", "gripper", "positions", "rotations", "held")
-    }
-    shape = len(decisions), branches.positions.shape[1], 2
-    return Frames(
-        agent=branches.outcome_agent[decisions, chosen],
-        wrist=branches.outcome_wrist[decisions, chosen],
-        agent_points=np.array(points["agent"], dtype=np.float32).reshape(shape),
-        wrist_points=np.array(points["wrist"], dtype=np.float32).reshape(shape),
-        **labels,
+
+    def progress_of(states: NDArray[np.float64]) -> NDArray[np.float32]:
+        found = np.empty(states.shape[:-1], dtype=np.float32)
+        for index in np.ndindex(found.shape):
+            world.set_state(states[index])
+            found[index] = world.progress()
+        return found
+
+    return replace(
+        branches,
+        progress=progress_of(branches.simulator_state),
+        outcome_progress=progress_of(branches.outcome_state),
     )
+
+
+def _relabel(folders: list[Path]) -> None:
+    """Label every recorded scene of some folders again; a scene is written when a label changed."""
+    paths = [path for folder in folders for path in branch_files(folder)]
+    world, changed = World(), 0
+    progress = Progress("labels", len(paths), "scenes")
+    for done, path in enumerate(paths, start=1):
+        recorded = Branches.load(path)
+        labelled = relabelled(recorded, world)
+        differ = labelled.outcome_progress != recorded.outcome_progress
+        if differ.any() or (labelled.progress != recorded.progress).any():
+            changed += int(differ.sum())
+            labelled.save(path)
+        progress.update(done, f"{changed} outcomes are worth something else")
 
 
 def candidates(
@@ -464,7 +463,10 @@ def plan(arguments: argparse.Namespace, driver: Driver) -> list[SceneJob]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Record what is missing, one file a scene."""
+    """Record what is missing, one file a scene; or label anew what was recorded."""
+    if arguments.relabel:
+        _relabel(arguments.relabel)
+        return 0
     driver = Driver(arguments.policy, arguments.search, arguments.models)
     jobs = plan(arguments, driver)
     missing = [job for job in jobs if not job.path.exists()]

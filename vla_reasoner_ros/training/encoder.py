@@ -25,9 +25,16 @@ from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import World
-from vla_reasoner_ros.training.branches import Branches, branch_files, outcome_frames
+from vla_reasoner_ros.training.branches import Branches, branch_files
 from vla_reasoner_ros.training.distributed import first_alone
-from vla_reasoner_ros.training.frames import SHARD, Frames, FrameSource, make_frames, upright
+from vla_reasoner_ros.training.frames import (
+    SHARD,
+    Frames,
+    FrameSource,
+    make_frames,
+    project,
+    upright,
+)
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import load_into, load_model, save_model
 from vla_reasoner_ros.world_models.encoder import (
@@ -48,6 +55,8 @@ TRAINING_SEED = 100_000
 TUNING_SEED = 50_000
 COLOUR_JITTER = 0.06
 """Standard deviation of the gain of each colour channel in training."""
+FALLEN = 0.01
+"""How far below the table's top an object is when it is off the table, m."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,41 @@ def episode_frames(episodes: EpisodeSet, layout: LatentLayout, every: int) -> Fr
         )
     finally:
         source.close()
+
+
+def outcome_frames(branches: Branches, world: World, each: int, rng: np.random.Generator) -> Frames:
+    """Labelled frames of some outcomes of every decision: what the encoder will be asked about.
+
+    Outcomes in which something has fallen off the table are left out.
+
+    Args:
+        branches: recorded decisions.
+        world: of the same scene; its state is overwritten.
+        each: outcomes per decision.
+        rng: picks them.
+    """
+    decisions = np.repeat(np.arange(len(branches)), each)
+    chosen = rng.integers(0, branches.actions.shape[1], len(decisions))
+    on_table = (branches.outcome_positions[decisions, chosen, 0, :, 2] > -FALLEN).all(axis=-1)
+    decisions, chosen = decisions[on_table], chosen[on_table]
+    points: dict[str, list[NDArray]] = {"agent": [], "wrist": []}
+    for decision, candidate in zip(decisions, chosen, strict=True):
+        world.set_state(branches.outcome_state[decision, candidate, 0])
+        for camera, rows in points.items():
+            places = branches.outcome_positions[decision, candidate, 0]
+            rows.append(project(world.model, world.data, camera, places))
+    labels = {
+        name: getattr(branches, f"outcome_{name}")[decisions, chosen, 0]
+        for name in ("ee_position", "ee_quaternion", "gripper", "positions", "rotations", "held")
+    }
+    shape = len(decisions), branches.positions.shape[1], 2
+    return Frames(
+        agent=branches.outcome_agent[decisions, chosen],
+        wrist=branches.outcome_wrist[decisions, chosen],
+        agent_points=np.array(points["agent"], dtype=np.float32).reshape(shape),
+        wrist_points=np.array(points["wrist"], dtype=np.float32).reshape(shape),
+        **labels,
+    )
 
 
 def decision_frames(folder: Path, each: int) -> Frames:
