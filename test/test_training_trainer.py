@@ -83,6 +83,34 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
         assert torch.equal(resumed.state_dict()[name], tensor)
 
 
+def interrupted_in_step(number):
+    """A loss that ends the process in a training step."""
+    seen = 0
+
+    def loss(module, batch):
+        nonlocal seen
+        seen += module.training
+        if seen > number:
+            raise KeyboardInterrupt
+        return squared_error(module, batch)
+
+    return loss
+
+
+@pytest.mark.parametrize("step", [3, 10, 27])
+def test_a_run_ended_between_evaluations_loses_no_step_that_was_kept(tmp_path, step):
+    whole, expected = run(tmp_path / "whole")
+    parameters = replace(PARAMETERS, {"checkpoint_every_s": 0.0})
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", parameters, loss=interrupted_in_step(step))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", parameters, loss=interrupted_in_step(5))
+    resumed, result = run(tmp_path / "parts", loss=interrupted_in_step(40 - step - 5))
+    assert result.curve == expected.curve
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor)
+
+
 def test_the_global_random_state_plays_no_part_and_is_left_alone(tmp_path):
     first, _ = run(tmp_path / "a")
     torch.manual_seed(123)

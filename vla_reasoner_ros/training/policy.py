@@ -342,7 +342,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shift", type=WHOLE, default=1, choices=range(5), help="pixels")
     parser.add_argument("--jitter", type=AMOUNT, default=0.05, help="of colours")
-    parser.add_argument("--threads", type=COUNT, default=2, help="of the processor")
+    parser.add_argument(
+        "--threads", type=WHOLE, default=2, help="of the processor; 0 takes torch's choice"
+    )
     parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
     parser.add_argument(
         "--closed-loop", type=WHOLE, default=60, help="episodes that the trained policy tries"

@@ -60,6 +60,12 @@ class TrainerParameters:
     evaluate_every: int = parameter(
         250, "Steps between held-out evaluations; each writes a checkpoint.", minimum=1
     )
+    checkpoint_every_s: float = parameter(
+        60.0,
+        "Time between checkpoints besides: what a kill loses at most. Changes no result.",
+        unit="s",
+        minimum=0.0,
+    )
     patience: int = parameter(
         0, "Evaluations without a better held-out loss before stopping; 0 never stops.", minimum=0
     )
@@ -105,6 +111,8 @@ class _Progress:
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last evaluation."""
 
     @property
     def stale(self) -> int:
@@ -173,7 +181,8 @@ def train(
         torch.set_num_threads(parameters.threads)
     module.to(device)
     run = _Run.begin(module, loss, parameters, processes)
-    run.identity = {"title": title, **flatten(parameters), **(identity or {})}
+    settings = {n: v for n, v in flatten(parameters).items() if n != "checkpoint_every_s"}
+    run.identity = {"title": title, **settings, **(identity or {})}
     path = directory / CHECKPOINT
     if path.exists():
         run.resume(path)
@@ -183,14 +192,14 @@ def train(
     if state.step:
         progress.update(state.step, "resumed", force=True)
 
-    losses: list[float] = []
+    saved = progress.seconds
     while state.step < parameters.steps:
         if parameters.patience and state.stale >= parameters.patience:
             break
         value = _step(
             run.objective, run.averaged, run.optimizer, training, parameters, state.step, processes
         )
-        losses.append(value)
+        state.losses.append(value)
         state.step += 1
         progress.update(state.step, f"loss {value:.4f}")
         if state.step % parameters.evaluate_every == 0 or state.step == parameters.steps:
@@ -198,12 +207,14 @@ def train(
             if processes.first:
                 metrics = evaluate(run.averaged, loss, held_out, parameters, device)
             metrics = processes.told(metrics)
-            run.keep(metrics, float(np.mean(losses)))
-            losses = []
+            run.keep(metrics)
             if processes.first:
-                run.save(path)
                 _write_curve(directory, title, state.curve)
             progress.update(state.step, f"held out {_text(metrics)}", force=True)
+            saved = -math.inf
+        if processes.first and progress.seconds - saved >= parameters.checkpoint_every_s:
+            run.save(path)
+            saved = progress.seconds
 
     distributed.leave()
     if not processes.first:
@@ -245,9 +256,11 @@ class _Run:
         objective = processes.parallel(_Objective(module, loss))
         return cls(module, averaged, objective, optimizer, _snapshot(module))
 
-    def keep(self, metrics: dict[str, float], training_loss: float) -> None:
+    def keep(self, metrics: dict[str, float]) -> None:
         """Note an evaluation, and the averaged weights if they are the best so far."""
         state = self.state
+        training_loss = float(np.mean(state.losses))
+        state.losses = []
         state.curve.append({"step": state.step, "training_loss": training_loss, **metrics})
         if not state.best_metrics or metrics["loss"] < state.best_metrics["loss"]:
             state.best_step, state.best_metrics = state.step, metrics

@@ -204,7 +204,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step")
     parser.add_argument("--learning-rate", type=POSITIVE, default=2e-3, help="the largest")
     parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
-    parser.add_argument("--threads", type=COUNT, default=1, help="of the processor")
+    parser.add_argument(
+        "--threads", type=WHOLE, default=1, help="of the processor; 0 takes torch's choice"
+    )
     parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
     parser.add_argument(
         "--work",

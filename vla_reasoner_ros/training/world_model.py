@@ -218,7 +218,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=COUNT, default=256, help="sequences a step")
     parser.add_argument("--steps", type=COUNT, default=8000, help="of training")
     parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
-    parser.add_argument("--threads", type=COUNT, default=1, help="of the processor")
+    parser.add_argument(
+        "--threads", type=WHOLE, default=1, help="of the processor; 0 takes torch's choice"
+    )
     parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
     parser.add_argument(
         "--work",
