@@ -86,7 +86,8 @@ def create(kind: str, name: str, options: Mapping[str, Any] | None = None) -> An
     """Make a component from keyword options.
 
     Raises:
-        ConfigurationError: unknown component, or an option that it does not take.
+        ConfigurationError: unknown component, an option that it does not take, or one that it
+            needs and is not given.
     """
     factory = load(kind, name)
     options = dict(options or {})
@@ -98,6 +99,16 @@ def create(kind: str, name: str, options: Mapping[str, Any] | None = None) -> An
                     f"{kind} {name!r}: there is no option {option!r}; it takes "
                     f"{', '.join(taken) or 'none'}"
                 )
+    needed = [
+        option
+        for option, p in taken.items()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if missing := [option for option in needed if option not in options]:
+        raise ConfigurationError(
+            f"{kind} {name!r}: needs the options {', '.join(missing)}, in a YAML file of options "
+            "(config/policies and config/models have examples)"
+        )
     return factory(**options)
 
 
@@ -113,7 +124,7 @@ def read_options(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"options file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"options file {path}: not valid YAML: {error}") from error
     if content is None:
         return {}

@@ -185,7 +185,7 @@ def load_recipe(name: str, work: Path, models: Path) -> list[Step]:
         raise ConfigurationError(
             f"recipe {path}: there is none; known are {', '.join(known)}"
         ) from error
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"recipe {path}: not readable as YAML: {error}") from error
     listed = content.get("steps") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed:

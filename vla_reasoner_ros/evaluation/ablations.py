@@ -72,7 +72,7 @@ def read_ablation(path: Path) -> Ablation:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"ablation {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"ablation {path}: not valid YAML: {error}") from error
     top = _mapping(content, f"ablation {path}")
     _require_keys(
