@@ -214,6 +214,26 @@ def test_a_decision_that_a_pause_or_a_reset_met_is_forgotten(rig, interrupt):
     assert rig.decisions.empty()
 
 
+def test_when_a_pause_has_returned_nothing_more_is_published(rig):
+    begun, gate, order = threading.Event(), threading.Event(), []
+
+    def publish(decision):
+        begun.set()
+        gate.wait(30)
+        order.append("published")
+
+    rig.planner._publish = publish
+    rig.planner.offer(observation(1000))
+    rig.decider.gate.release()
+    assert begun.wait(30)
+    pausing = threading.Thread(target=lambda: (rig.planner.pause(True), order.append("paused")))
+    pausing.start()
+    pausing.join(0.1)  # it would be back by now if it did not wait
+    gate.set()
+    pausing.join(30)
+    assert order == ["published", "paused"]
+
+
 def test_it_can_be_started_again_as_a_new_episode(rig):
     rig.planner.offer(observation(1000))
     rig.let_go()

@@ -77,6 +77,7 @@ class Planner:
         self._publish = publish
         self._fail = fail
         self._wake = threading.Condition()
+        self._publishing = threading.RLock()
         self._newest: Observation | None = None
         self._changed: SearchParameters | None = None
         self._resetting = False
@@ -120,7 +121,7 @@ class Planner:
 
     def reset(self) -> None:
         """Forget the episode and the decision at hand: the next observation is a first one."""
-        with self._wake:
+        with self._publishing, self._wake:
             self._newest, self._resetting, self._abandoned = None, True, True
 
     def pause(self, paused: bool) -> None:
@@ -128,7 +129,7 @@ class Planner:
 
         The decision at hand is finished and forgotten.
         """
-        with self._wake:
+        with self._publishing, self._wake:
             self._paused = paused
             self._newest, self._abandoned = None, True
             self._wake.notify()
@@ -185,9 +186,10 @@ class Planner:
             actions_consumed=consumed,
             frozen=frozen if self._chunks.known else None,
         )
-        if not self._abandoned:
-            self._chunks.published(decision.chunk)
-            self._publish(decision)
+        with self._publishing:  # nothing is said after a pause or a reset has returned
+            if not self._abandoned:
+                self._chunks.published(decision.chunk)
+                self._publish(decision)
 
 
 def warm_up(reasoner: Reasoner, policy: Policy, world_model: WorldModel | None) -> None:
