@@ -13,7 +13,7 @@ import pytest
 from vla_reasoner_ros import cli, recipe
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.paths import MODELS_VARIABLE, share_directory
-from vla_reasoner_ros.recipe import Entry, Ledger, load_recipe, time_left
+from vla_reasoner_ros.recipe import DONE, KILLED, Entry, Ledger, Run, load_recipe, time_left
 
 RECIPES = sorted(path.stem for path in (share_directory() / "config" / "recipes").glob("*.yaml"))
 TWO = """
@@ -28,6 +28,11 @@ def two(tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(TWO)
     return path
+
+
+def spent(step, seconds, done=False):
+    run = Run("2026-01-01T00:00:00Z", 2, seconds, DONE if done else KILLED)
+    return Entry(step.key, "vla-reasoner", done, runs=[run])
 
 
 def parsed(step):
@@ -93,7 +98,7 @@ def test_the_shipped_models_and_those_of_others_are_not_overwritten(tmp_path):
 def test_a_changed_step_and_all_after_it_are_done_again(two, tmp_path):
     steps = load_recipe(str(two), tmp_path, tmp_path / "models")
     ledger = Ledger(tmp_path / recipe.LEDGER, str(tmp_path / "models"))
-    ledger.entries = {step.name: Entry(step.key, done=True, seconds=60.0) for step in steps}
+    ledger.entries = {step.name: spent(step, 60.0, done=True) for step in steps}
     ledger.write(steps)
     ledger = Ledger.open(ledger.path, tmp_path / "models")
     assert [ledger.is_done(step) for step in steps] == [True, True]
@@ -109,9 +114,9 @@ def test_the_time_left_follows_the_speed_of_this_machine(two, tmp_path):
     steps = load_recipe(str(two), tmp_path, tmp_path / "models")
     ledger = Ledger(tmp_path / recipe.LEDGER, "models")
     assert time_left(steps, ledger) == pytest.approx(6 * 60.0)
-    ledger.entries["first"] = Entry(steps[0].key, done=True, seconds=5 * 60.0)
+    ledger.entries["first"] = spent(steps[0], 5 * 60.0, done=True)
     assert time_left(steps, ledger) == pytest.approx(4 * 60.0 * (6 / 3))
-    ledger.entries["second"] = Entry(steps[1].key, seconds=60.0)
+    ledger.entries["second"] = spent(steps[1], 60.0)
     assert time_left(steps, ledger) == pytest.approx(7 * 60.0)
 
 
@@ -119,8 +124,22 @@ def test_a_second_recipe_waits_outside(two, tmp_path):
     with (
         recipe.locked(tmp_path),
         pytest.raises(ConfigurationError, match="another recipe is at work"),
-        recipe.locked(tmp_path),
+        recipe.locked(tmp_path, wait_s=0.2),
     ):
+        pass
+
+
+def test_a_recipe_waits_for_the_step_of_a_killed_one_to_end(tmp_path):
+    with recipe.locked(tmp_path) as lock:
+        # A step that goes on for a moment after its recipe, as it holds the lock as well.
+        step = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, pass_fds=(lock,))
+    with (
+        pytest.raises(ConfigurationError, match="another recipe is at work"),
+        recipe.locked(tmp_path, wait_s=0.2),
+    ):
+        pass
+    step.communicate(b"\n", timeout=60)
+    with recipe.locked(tmp_path, wait_s=0.0):
         pass
 
 
@@ -155,7 +174,13 @@ def test_a_recipe_killed_at_any_moment_goes_on_where_it_was(two, tmp_path):
     assert len(list(files.glob("expert*.safetensors"))) == 12
     ledger = json.loads((work / recipe.LEDGER).read_text())
     assert ledger["steps"]["second"]["done"]
-    assert ledger["steps"]["first"]["runs"] == 1
+    log = [json.loads(line) for line in (work / recipe.LOG).read_text().splitlines()]
+    assert [(row["step"], row["outcome"]) for row in log] == [
+        ("first", DONE), ("second", KILLED), ("second", DONE),
+    ]  # fmt: skip
+    assert all(row["command"].startswith("vla-reasoner demo-data") for row in log)
+    assert all(row["cores"] >= 1 and row["started"] < "3" for row in log)
+    assert log[2]["seconds"] > 0.0
     table = (work / recipe.TABLE).read_text()
     assert table.count("| done 2") == 2
     assert f"Times on {len(os.sched_getaffinity(0))} CPU cores." in table

@@ -3,7 +3,8 @@
 A recipe is a YAML file with a list of steps, each a verb of this program with its options. They run
 one after the other, each in a process of its own. The same command given again goes on where the
 last one ended, however it ended: finished steps are skipped, and the verb of the step that was cut
-off goes on from its own files. What each step took is kept in a table beside the data.
+off goes on from its own files. What each step took is kept beside the data: a table for people, and
+a file with one JSON object for each time a step ran.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,13 @@ from vla_reasoner_ros.training.progress import duration
 
 HEARTBEAT_S = 10.0
 """How often the time of the running step is written down: what a killed run loses of it at most."""
-LEDGER, TABLE, LOCK = "recipe.json", "recipe.md", "recipe.lock"
+LEDGER, TABLE, LOG, LOCK = "recipe.json", "recipe.md", "recipe.jsonl", "recipe.lock"
+LOCK_WAIT_S = 30.0
+"""How long a killed recipe's last step may take to end before another recipe is given up."""
+STEP_END_S = 30.0
+"""How long a step that was told to end may take before it is killed."""
+RUNNING, DONE, INTERRUPTED, KILLED = "running", "done", "interrupted", "killed"
+"""How a run of a step ended; one that failed says its exit code."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -61,22 +68,49 @@ class Step:
 
 
 @dataclass
+class Run:
+    """One time that a step ran, to its end or not.
+
+    Attributes:
+        started: when, UTC, ISO 8601.
+        cores: that it could use.
+        seconds: that it ran; within :data:`HEARTBEAT_S` where it was killed.
+        outcome: how it ended.
+    """
+
+    started: str
+    cores: int
+    seconds: float = 0.0
+    outcome: str = RUNNING
+
+    @classmethod
+    def begin(cls) -> Run:
+        """One that starts now."""
+        return cls(_now(), len(os.sched_getaffinity(0)))
+
+
+@dataclass
 class Entry:
     """What is known of a step that was begun.
 
     Attributes:
         key: of the step that was run.
+        command: as a shell takes it.
         done: whether it finished.
-        seconds: spent on it so far, in all runs.
-        runs: how often it was begun.
-        finished: when, UTC.
+        finished: when, UTC, ISO 8601.
+        runs: each time it ran.
     """
 
     key: str
+    command: str
     done: bool = False
-    seconds: float = 0.0
-    runs: int = 0
     finished: str = ""
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on it so far, in all runs."""
+        return sum(run.seconds for run in self.runs)
 
 
 @dataclass
@@ -86,13 +120,11 @@ class Ledger:
     Attributes:
         path: the file.
         models: the folder that this recipe makes models in.
-        cores: of the machine that began.
         entries: by step name.
     """
 
     path: Path
     models: str
-    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     entries: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
@@ -116,8 +148,11 @@ class Ledger:
             return cls(path, name)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            entries = {name: Entry(**entry) for name, entry in found["steps"].items()}
-            ledger = cls(path, found["models"], int(found["cores"]), entries)
+            entries = {
+                name: Entry(**entry | {"runs": [Run(**run) for run in entry["runs"]]})
+                for name, entry in found["steps"].items()
+            }
+            ledger = cls(path, found["models"], entries)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"recipe {path}: unreadable: {error!r}") from error
         if ledger.models != name:
@@ -133,19 +168,30 @@ class Ledger:
         return entry is not None and entry.done and entry.key == step.key
 
     def write(self, steps: Sequence[Step]) -> None:
-        """Keep it, and the table of times beside it."""
+        """Keep it, and the table and the log of times beside it."""
         content = {
             "models": self.models,
-            "cores": self.cores,
             "steps": {name: asdict(entry) for name, entry in self.entries.items()},
         }
         write_atomically(self.path, (json.dumps(content, indent=1) + "\n").encode())
         write_atomically(self.path.with_name(TABLE), self.table(steps).encode())
+        write_atomically(self.path.with_name(LOG), self.log().encode())
+
+    def log(self) -> str:
+        """One JSON object a line for each run of a step: what, when, for how long, on what."""
+        runs = [
+            {"step": name, "command": entry.command, **asdict(run)}
+            for name, entry in self.entries.items()
+            for run in entry.runs
+        ]
+        runs.sort(key=lambda run: run["started"])
+        return "".join(json.dumps(run) + "\n" for run in runs)
 
     def table(self, steps: Sequence[Step]) -> str:
         """The steps with what they took, as Markdown."""
+        cores = sorted({run.cores for entry in self.entries.values() for run in entry.runs})
         rows = [
-            f"Times on {self.cores} CPU cores.",
+            f"Times on {' and '.join(map(str, cores)) or 'no'} CPU cores.",
             "",
             "| step | command | time | runs | state |",
             "|---|---|---|---|---|",
@@ -157,8 +203,8 @@ class Ledger:
                 state = f"done {entry.finished}" if self.is_done(step) else "begun"
             seconds = entry.seconds if entry else 0.0
             rows.append(
-                f"| {step.name} | `vla-reasoner {shlex.join(step.command)}` | "
-                f"{duration(seconds)} | {entry.runs if entry else 0} | {state} |"
+                f"| {step.name} | `{_shown(step)}` | "
+                f"{duration(seconds)} | {len(entry.runs) if entry else 0} | {state} |"
             )
         total = sum(e.seconds for n, e in self.entries.items() if n in {s.name for s in steps})
         return "\n".join([*rows, f"| all | | {duration(total)} | | |", ""])
@@ -217,8 +263,13 @@ def _words(entry: Any, where: str, work: Path, models: Path) -> tuple[str, ...]:
         raise ConfigurationError(f"{where}: not a command: {error!r}") from error
 
 
-def run_steps(steps: Sequence[Step], ledger: Ledger) -> None:
+def run_steps(steps: Sequence[Step], ledger: Ledger, lock: int) -> None:
     """Run what is not done yet.
+
+    Args:
+        steps: of the recipe.
+        ledger: what is known of them; kept up to date.
+        lock: descriptor of the lock's file, which each step holds as well.
 
     Raises:
         RecipeError: a step failed; the same call goes on with it.
@@ -231,21 +282,23 @@ def run_steps(steps: Sequence[Step], ledger: Ledger) -> None:
             _say(f"{number}/{len(steps)} {step.name}: done before")
             continue
         known = ledger.entries.get(step.name)
-        entry = known if known is not None and known.key == step.key else Entry(step.key)
-        entry.done, entry.runs = False, entry.runs + 1
+        same = known is not None and known.key == step.key
+        entry = known if known is not None and same else Entry(step.key, _shown(step))
+        entry.done = False
+        for earlier in entry.runs:
+            if earlier.outcome == RUNNING:
+                earlier.outcome = KILLED
         ledger.entries[step.name] = entry
         left = time_left(steps, ledger)
         _say(f"{number}/{len(steps)} {step.name}, about {duration(left)} left in all")
-        _say(f"  vla-reasoner {shlex.join(step.command)}")
-        code = _run(step, entry, ledger, steps)
+        _say(f"  {_shown(step)}")
+        code = _run(step, entry, ledger, steps, lock)
         if code != 0:
-            ledger.write(steps)
             raise RecipeError(
                 f"recipe: step {step.name} failed with exit code {code}; when its cause is gone, "
                 "the same command goes on with it"
             )
-        entry.done = True
-        entry.finished = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}"
+        entry.done, entry.finished = True, _now()
         ledger.write(steps)
         _say(f"{number}/{len(steps)} {step.name}: done in {duration(entry.seconds)}")
 
@@ -269,46 +322,86 @@ def time_left(steps: Sequence[Step], ledger: Ledger) -> float:
     return left
 
 
-def _run(step: Step, entry: Entry, ledger: Ledger, steps: Sequence[Step]) -> int:
+def _run(step: Step, entry: Entry, ledger: Ledger, steps: Sequence[Step], lock: int) -> int:
     """Run a step in a process of its own; its exit code. Its time is kept while it runs."""
     command = [sys.executable, "-m", "vla_reasoner_ros.cli", *step.command]
     environment = os.environ | {MODELS_VARIABLE: ledger.models}
-    before, started = entry.seconds, time.monotonic()
-    process = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+    run, started = Run.begin(), time.monotonic()
+    entry.runs.append(run)
+    ledger.write(steps)
+    process = subprocess.Popen(
+        command, env=environment, pass_fds=(lock,), preexec_fn=_end_with(os.getpid())
+    )
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(HEARTBEAT_S)
-            entry.seconds = before + time.monotonic() - started
+                code = process.wait(HEARTBEAT_S)
+                run.outcome = f"exit code {code}" if code else DONE
+                return code
+            run.seconds = time.monotonic() - started
             ledger.write(steps)
     except BaseException:
-        process.terminate()
-        process.wait()
+        _end(process)
+        run.outcome = INTERRUPTED
         raise
     finally:
-        entry.seconds = before + time.monotonic() - started
+        run.seconds = time.monotonic() - started
         ledger.write(steps)
 
 
-def _end_with_parent() -> None:
-    """In the child: be told to end when the recipe is killed, so that no one works on unseen."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Tell a step to end, and see to it."""
+    process.terminate()
+    try:
+        process.wait(STEP_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_with(parent: int) -> Callable[[], None]:
+    """For the child to call: be told to end when the recipe is killed, so that no one works on."""
+
+    def arrange() -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # killed before it could be arranged
+            os._exit(1)
+
+    return arrange
 
 
 @contextlib.contextmanager
-def locked(work: Path) -> Iterator[None]:
-    """Keep a second recipe out of a folder; the lock goes with the process.
+def locked(work: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[int]:
+    """Keep a second recipe out of a folder; the lock goes with the process and its step.
+
+    Yields:
+        The descriptor that holds the lock.
 
     Raises:
-        ConfigurationError: another one is at work there.
+        ConfigurationError: another one is at work there, and still is after ``wait_s``.
     """
     work.mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + wait_s
     with (work / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigurationError(f"--work {work}: another recipe is at work in it") from error
-        yield
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= give_up:
+                    raise ConfigurationError(
+                        f"--work {work}: another recipe is at work in it"
+                    ) from error
+            time.sleep(0.1)
+        yield file.fileno()
+
+
+def _shown(step: Step) -> str:
+    return f"vla-reasoner {shlex.join(step.command)}"
+
+
+def _now() -> str:
+    return f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _say(line: str) -> None:
@@ -341,13 +434,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(ledger.table(steps))
         print(f"about {duration(time_left(steps, ledger))} left")
         return 0
-    with locked(arguments.work):
+    with locked(arguments.work) as lock:
         ledger = Ledger.open(arguments.work / LEDGER, models)
         before = signal.signal(signal.SIGTERM, _interrupted)
         try:
-            run_steps(steps, ledger)
+            run_steps(steps, ledger, lock)
         finally:
             signal.signal(signal.SIGTERM, before)
     print(ledger.table(steps))
-    print(f"recipe: models in {models}, times in {arguments.work / TABLE}")
+    print(
+        f"recipe: models in {models}, times in {arguments.work / TABLE} and {arguments.work / LOG}"
+    )
     return 0
