@@ -206,6 +206,24 @@ def test_an_untrained_policy_is_warned_of_not_refused(recordings):
     assert not failed(findings), table(findings)
 
 
+def test_a_few_large_turns_that_a_policy_makes_small_are_warned_of_not_refused(tmp_path):
+    """A wrong unit is wrong in every step; here the policy only does less where much was shown."""
+
+    writer = EpisodeWriter(DELTA)
+    for step, (observation, action) in enumerate(demonstrations(DELTA)):
+        action[3:6] *= 1.0 if step % 20 == 0 else 1e-3
+        writer.append(observation, action)
+    writer.write(tmp_path / "a.safetensors", task="", seed=1, success=True, kind="expert")
+    recorded = EpisodeSet.open(tmp_path)
+
+    def timid(action):
+        action[3:6] *= 2.0 if np.abs(action[3:6]).max() < 1e-3 else 0.01
+        return action
+
+    findings = check(Imitator(recorded, timid), None, None, recorded)
+    assert levels(findings)["units of rotation"] is Level.WARN, table(findings)
+
+
 @pytest.mark.parametrize(
     ("change", "row"),
     [

@@ -197,6 +197,8 @@ def test_a_set_filters_counts_and_hashes(tmp_path):
     assert EpisodeSet(episodes[:5]).content_hash != episodes.content_hash
     with pytest.raises(EpisodeError, match="no_such_task"):
         episodes.where(task="no_such_task")
+    with pytest.raises(EpisodeError, match=r"\(kind noisy_expert, success False\): there"):
+        episodes.where(kind="noisy_expert", success=False)
 
 
 def test_the_split_keeps_a_seed_on_its_side_when_episodes_are_added(tmp_path):

@@ -368,6 +368,9 @@ def _units(
         ratio = max(spread, 1e-12) / wanted
         off = max(ratio, 1.0 / ratio)
         level = _level(off, SCALE_WARNS, SCALE_FAILS)
+        typical = _median(own[:, part]) / max(_median(shown[:, part]), 1e-12)
+        if level is Level.FAIL and (typical > 1.0) is not (ratio > 1.0):
+            level = Level.WARN  # a unit is wrong everywhere, not in a few large steps
         said = f"root mean square {spread:.3g}, demonstrated {wanted:.3g}: {ratio:.3g} times"
         if level is not Level.PASS:
             near = min(suspects, key=lambda factor: abs(np.log(off / factor)))
@@ -458,9 +461,8 @@ def _offsets(own: FloatArray, shown: FloatArray, names: list[str], floors: Float
 def _gripper(spec: ActionSpec, replay: Replay) -> Iterator[Finding]:
     gripper = spec.gripper
     assert gripper is not None  # the caller looked
-    own = (replay.answered[:, gripper.index] - gripper.closed) / (gripper.open - gripper.closed)
-    shown = replay.demonstrated[:, gripper.index] - gripper.closed
-    shown = shown / (gripper.open - gripper.closed)
+    own = gripper.opening(replay.answered[:, gripper.index])
+    shown = gripper.opening(replay.demonstrated[:, gripper.index])
     inside = own.min() > -0.1 and own.max() < 1.1
     said = f"opening {own.min():.2f} to {own.max():.2f}, expected 0 to 1"
     yield Finding("gripper range", Level.PASS if inside else Level.FAIL, said)

@@ -371,7 +371,7 @@ class EpisodeSet(Sequence[Episode]):
         self._episodes = tuple(episodes)
         self.name = name
         if not self._episodes:
-            raise EpisodeError(f"{name}: there are no episodes")
+            raise EpisodeError(f"{name}: there are no episodes; record more, or others")
         first = self._episodes[0]
         for episode in self._episodes[1:]:
             for part, expected in first.contract.items():
@@ -445,8 +445,7 @@ class EpisodeSet(Sequence[Episode]):
         Raises:
             EpisodeError: none fits.
         """
-        kinds = {kind} if isinstance(kind, str) else set(kind or ())
-        kinds = {Kind(k) for k in kinds}
+        kinds = {Kind(k) for k in ({kind} if isinstance(kind, str) else set(kind or ()))}
         chosen = [
             episode
             for episode in self._episodes
@@ -454,8 +453,10 @@ class EpisodeSet(Sequence[Episode]):
             and task in (None, episode.meta.task)
             and success in (None, episode.meta.success)
         ]
-        wanted = f"kind {kind}, task {task}, success {success}"
-        return EpisodeSet(chosen, f"{self.name} ({wanted})")
+        said = {"kind": " or ".join(sorted(k.value for k in kinds)), "task": task or ""}
+        said["success"] = "" if success is None else str(success)
+        wanted = ", ".join(f"{name} {value}" for name, value in said.items() if value)
+        return EpisodeSet(chosen, f"{self.name} ({wanted})" if wanted else self.name)
 
     def split(self, held_out: float) -> tuple[EpisodeSet, EpisodeSet]:
         """Training and held-out episodes, by a hash of each episode's seed.

@@ -358,6 +358,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--models", default="", help="folder of the driver's weights; the shipped")
     parser.add_argument("--seed", type=WHOLE, default=0, help="added to the first scene's seed")
+    parser.add_argument(
+        "--relabel",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="give the decisions of these folders the present labels, and record none",
+    )
     executor.add_arguments(parser)
 
 

@@ -338,6 +338,10 @@ def _frames(
     arguments: argparse.Namespace, config: EncoderConfig
 ) -> tuple[list[Frames], dict[str, Frames], dict[str, Any]]:
     """Training frames, held-out frames by kind, and what the card says of them."""
+    if arguments.branches is not None:  # said before minutes of rendering
+        for part in ("train", "held_out"):
+            branch_files(arguments.branches / part)
+    recorded = recordings_of(arguments, arguments.episodes) if arguments.episodes else None
     held_out_count = max(min(SHARD, arguments.count), arguments.count // 12)
     engine = executor.settings_of(arguments)
     make_frames(arguments.frames / "train", arguments.count, TRAINING_SEED, engine)
@@ -349,8 +353,8 @@ def _frames(
         training.append(decision_frames(arguments.branches / "train", arguments.each))
         held_out["outcomes"] = decision_frames(arguments.branches / "held_out", 2)
         data["outcome_frames"] = len(training[-1])
-    if arguments.episodes:
-        seen, unseen = recordings_of(arguments, arguments.episodes).split(0.1)
+    if recorded is not None:
+        seen, unseen = recorded.split(0.1)
         training.append(episode_frames(seen, config.layout, arguments.every))
         held_out["episodes"] = episode_frames(unseen, config.layout, arguments.every)
         data |= {"episode_frames": len(training[-1]), "episodes_sha256": seen.content_hash}

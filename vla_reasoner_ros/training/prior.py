@@ -51,7 +51,8 @@ def cross_validate(
     """
     if not 2 <= folds <= len(episodes):
         raise ConfigurationError(
-            f"cross-validation: expected 2 to {len(episodes)} folds (the episodes), got {folds}"
+            f"--folds: expected 2 or more and at most one for each of the {len(episodes)} "
+            f"successful episodes, got {folds}"
         )
     fold = rng.permutation(len(episodes)) % folds
     totals = np.zeros(len(FACTORS))
