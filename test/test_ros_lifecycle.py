@@ -42,11 +42,14 @@ class Echo(LifecycleNode[EchoParameters]):
         self.models = ThreadPoolExecutor(max_workers=1)
         if self.parameters.weights == "slow":
             self.result_of(self.models.submit(time.sleep, 600))
+        greeting = self.parameters.greeting
+        while self.parameters.weights == "large" and self.parameters.greeting == greeting:
+            time.sleep(0.02)
         self.said = self.create_lifecycle_publisher(String, "said", qos.STATE)
         self.create_subscription(
             String, "heard", self.guarded("heard", self.hear), qos.STATE, callback_group=self.work
         )
-        if self.parameters.weights != "good":
+        if self.parameters.weights not in ("good", "large"):
             raise ConfigurationError(f"weights are {self.parameters.weights}")
 
     def activate(self):
@@ -300,6 +303,16 @@ def test_a_failed_configure_can_be_corrected_and_tried_again(echo):
     assert "fixed once the node is configured" in refused.reason
     assert node.change(Transition.TRANSITION_ACTIVATE)
     assert node.ask("you") == "hello you"
+
+
+def test_parameters_set_while_models_are_loaded_are_refused_or_take_effect(echo):
+    node = echo("weights:=large", "diagnostics_period:=0.1")
+    node.wait(lambda: "configure" in node.log(), "configure")
+    assert "fixed once the node is configured" in node.set("weights", "good").reason
+    assert node.set("greeting", "good morning").successful  # what configure waits for
+    node.until_connected()
+    assert node.ask("you") == "good morning you"
+    assert "changed good morning" in node.log()
 
 
 def test_a_failed_activate_tears_the_node_down(echo):

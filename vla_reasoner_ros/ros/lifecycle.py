@@ -46,8 +46,8 @@ EXECUTOR_THREADS = 6
 actions: one that ends while the next begins."""
 
 GRACE_S = 0.5
-"""Wall-clock seconds that a thread of the node's own has to end when the process ends, and that
-the last messages have to arrive."""
+"""Wall-clock seconds that all threads of the node's own together have to end when the process ends,
+and that the last messages have to arrive."""
 
 UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"
 
@@ -118,8 +118,13 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         self.exclusive = threading.RLock()
         self.ending = threading.Event()
         self.abandoned = False
+        self._configured = False
+        self._given_up = math.inf
         self._declared: NodeParameters[P] = NodeParameters(
-            self, self.parameters_class, self._is_configured, self._parameters_changed
+            self,
+            self.parameters_class,
+            lambda: self.state != UNCONFIGURED,
+            self._parameters_changed,
         )
         change_state = self._service_change_state
         change_state.callback = self._refusing_impossible(change_state.callback)
@@ -240,7 +245,8 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         while not work.done():
             now = time.monotonic()
             if self.ending.is_set():
-                return not wait([work], GRACE_S).not_done
+                self._given_up = min(self._given_up, now + GRACE_S)
+                return not wait([work], max(0.0, self._given_up - now)).not_done
             if now >= end:
                 return False
             wait([work], min(0.05, end - now))
@@ -316,12 +322,17 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
         self.stop_reason = ""
         self.dropped.clear()
         self._declared.require_valid()
+        before = self.parameters
         self.configure()
         self._endpoints.require_used()
         self.diagnostics.add("topics", self._endpoints.report)
+        self._configured = True
+        if self.parameters is not before:  # models take long to load, and users do not wait
+            self.parameters_changed(self.parameters)
 
     def _release(self) -> bool:
         """The one teardown path."""
+        self._configured = False
         done = self._attempt("tear down", self.teardown)
         self.diagnostics.keep("state")
         destroyers: dict[str, Callable[[Any], Any]] = {
@@ -382,19 +393,18 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
 
         return call
 
-    def _is_configured(self) -> bool:
-        return self.state not in (UNCONFIGURED, "configuring")
-
     def _parameters_changed(self, parameters: P) -> None:
-        if self._is_configured():
+        if self._configured:  # else configure looks for itself, and nobody waits for it
             with self.exclusive:
-                self.parameters_changed(parameters)
+                if self._configured:
+                    self.parameters_changed(parameters)
 
     def _clock_jumped_back(self, seconds: float) -> None:
-        if self._is_configured():
+        if self._configured:
             self.get_logger().warning(f"the clock jumped back by {-seconds:.3f} s")
             with self.exclusive:
-                self.clock_jumped_back(seconds)
+                if self._configured:
+                    self.clock_jumped_back(seconds)
 
     def _report_state(self) -> Report:
         values: dict[str, Any] = {"state": self.state}
