@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from vla_reasoner_ros.arguments import COUNT, POSITIVE, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.data.recordings import recordings_of
+from vla_reasoner_ros.parameter_text import parse_overrides
+from vla_reasoner_ros.parameters import build, flatten
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.training.appearance import Looks
 from vla_reasoner_ros.training.branches import Branches, branch_files
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.frames import (
@@ -249,6 +252,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--frames", type=Path, default=Path("data/frames"), help="frames' folder")
     parser.add_argument("--count", type=COUNT, default=24_000, help="frames rendered for training")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"of the looks of rendered frames: {', '.join(flatten(Looks()))}; may be repeated",
+    )
     parser.add_argument("--branches", type=Path, help="folder of branched decisions to mix in")
     parser.add_argument("--each", type=COUNT, default=4, help="outcomes per decision")
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
@@ -344,11 +354,20 @@ def _frames(
     recorded = recordings_of(arguments, arguments.episodes) if arguments.episodes else None
     held_out_count = max(min(SHARD, arguments.count), arguments.count // 12)
     engine = executor.settings_of(arguments)
-    make_frames(arguments.frames / "train", arguments.count, TRAINING_SEED, engine)
-    make_frames(arguments.frames / "held_out", held_out_count, TUNING_SEED, engine)
+    looks = build(Looks, parse_overrides(arguments.set))
+    make_frames(arguments.frames / "train", arguments.count, TRAINING_SEED, looks, engine)
     training = [Frames.load(arguments.frames / "train")]
-    held_out = {"random": Frames.load(arguments.frames / "held_out")}
-    data: dict[str, Any] = {"random_frames": len(training[0]), "seed_of_first_shard": TRAINING_SEED}
+    held_out = {}
+    for name, share in (("random", 0.0), ("other looks", 1.0)):
+        folder = arguments.frames / f"held_out_{name.replace(' ', '_')}"
+        of_all = replace(looks, share=share)
+        make_frames(folder, held_out_count, TUNING_SEED, of_all, engine)
+        held_out[name] = Frames.load(folder)
+    data: dict[str, Any] = {
+        "random_frames": len(training[0]),
+        "seed_of_first_shard": TRAINING_SEED,
+        "looks": asdict(looks),
+    }
     if arguments.branches is not None:
         training.append(decision_frames(arguments.branches / "train", arguments.each))
         held_out["outcomes"] = decision_frames(arguments.branches / "held_out", 2)

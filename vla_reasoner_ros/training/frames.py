@@ -8,8 +8,9 @@ another, lie tilted, or are held; the arm hovers anywhere or close to an object.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.sim import scene
 from vla_reasoner_ros.sim.headless import mujoco
+from vla_reasoner_ros.training.appearance import Appearance, Looks
 from vla_reasoner_ros.training.progress import Progress
 from vla_reasoner_ros.world_models.encoder import SYMMETRY, LatentLayout
 
@@ -95,13 +97,15 @@ class FrameSource:
 
     Args:
         layout: names the objects whose poses become labels.
+        looks: how far scenes look other than the simulator's; None leaves them as they are.
     """
 
-    def __init__(self, layout: LatentLayout | None = None) -> None:
+    def __init__(self, layout: LatentLayout | None = None, looks: Looks | None = None) -> None:
         self.layout = layout or LatentLayout()
         self._robot = load_robot(scene.ROBOT)
         self.model = scene.compile_scene()
         self.data = mujoco.MjData(self.model)
+        self._appearance = None if looks is None else Appearance(self.model, looks)
         self._renderer = mujoco.Renderer(self.model, IMAGE_SIZE, IMAGE_SIZE)
         names = self.layout.objects
         self._bodies = [self.model.body(name).id for name in names]
@@ -117,7 +121,9 @@ class FrameSource:
 
     def frames(self, count: int, rng: np.random.Generator) -> Frames:
         """``count`` random frames."""
-        rows = [self._frame(rng) for _ in range(count)]
+        # Numbers of its own, so that scenes are the same whatever they look like.
+        looks = rng.spawn(1)[0]
+        rows = [self._frame(rng, looks) for _ in range(count)]
         return Frames(**{f.name: np.stack([row[f.name] for row in rows]) for f in fields(Frames)})
 
     def label_episode(self, episode: Episode, steps: NDArray[np.int64]) -> Frames:
@@ -159,7 +165,9 @@ class FrameSource:
             wrist_points=np.stack(points["wrist"]),
         )
 
-    def _frame(self, rng: np.random.Generator) -> dict[str, NDArray]:
+    def _frame(self, rng: np.random.Generator, looks: np.random.Generator) -> dict[str, NDArray]:
+        if self._appearance is not None:
+            self._appearance.draw(looks)
         while True:
             self._place_supports(rng)
             held = rng.integers(len(self._blocks)) if rng.random() < 0.4 else None
@@ -395,15 +403,20 @@ def is_held(
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One file of frames to render: where, from which seed, and how many."""
+    """One file of frames to render: where, from which seed, how many, and how they look."""
 
     path: Path
     seed: int
     count: int
+    looks: Looks
 
 
 def make_frames(
-    folder: Path, count: int, seed: int, engine: executor.EngineSettings | None = None
+    folder: Path,
+    count: int,
+    seed: int,
+    looks: Looks,
+    engine: executor.EngineSettings | None = None,
 ) -> None:
     """Write ``count`` frames in shards; those already there are kept.
 
@@ -411,11 +424,16 @@ def make_frames(
         folder: where the shards go.
         count: frames, rounded up to full shards of :data:`SHARD`; fewer than that are one shard.
         seed: of the first shard; each shard has the next one.
+        looks: how far scenes look other than the simulator's.
         engine: where they are rendered; None takes this machine's cores.
+
+    Raises:
+        ConfigurationError: the folder has frames of other looks.
     """
     size = min(SHARD, count)
+    _claim(folder, looks)
     jobs = [
-        ShardJob(folder / f"{seed + number:06d}.npz", seed + number, size)
+        ShardJob(folder / f"{seed + number:06d}.npz", seed + number, size, looks)
         for number in range(-(-count // size))
     ]
     missing = [job for job in jobs if not job.path.exists()]
@@ -426,13 +444,26 @@ def make_frames(
         progress.update(done)
 
 
+def _claim(folder: Path, looks: Looks) -> None:
+    """Note what the frames of a folder look like, or hold it against what was noted."""
+    path, wanted = folder / "looks.json", asdict(looks)
+    if not path.exists():
+        if any(folder.glob("*.npz")):
+            raise ConfigurationError(f"frames: {folder} does not say what its frames look like")
+        write_atomically(path, json.dumps(wanted, indent=2).encode())
+    elif json.loads(path.read_text()) != wanted:
+        raise ConfigurationError(
+            f"frames: those in {folder} have other looks ({path.name}); choose another folder"
+        )
+
+
 def _shard_maker() -> Callable[[ShardJob], None]:
     return _make_shard
 
 
 def _make_shard(job: ShardJob) -> None:
     # A source of its own for each, so that a shard is the same whatever was rendered before it.
-    source = FrameSource()
+    source = FrameSource(looks=job.looks)
     try:
         source.frames(job.count, np.random.default_rng(job.seed)).save(job.path)
     finally:

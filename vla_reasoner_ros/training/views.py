@@ -1,8 +1,9 @@
 """Train the networks that say how a camera's view differs from that of training.
 
 Recorded images are changed in known ways, and the networks learn to say how: no labels, no
-calibration. What they say of held-out images that nobody changed decides from where on a view
-counts as changed at all.
+calibration. Rendered scenes whose things look other may join them, so that a dark table is not
+taken for dim light. What they say of held-out images that nobody changed decides from where on a
+view counts as changed at all.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import argparse
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla_reasoner_ros import executor
 from vla_reasoner_ros.arguments import COUNT, POSITIVE, WHOLE
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.training.appearance import Looks
+from vla_reasoner_ros.training.frames import Frames, make_frames
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.weights import save_model
 from vla_reasoner_ros.world_models.encoder import normalise_images
@@ -36,9 +41,12 @@ from vla_reasoner_ros.world_models.views import (
     ViewsConfig,
     anchors,
     pose_of,
+    pose_tensor,
     view_networks,
 )
 
+TRAINING_SEED, TUNING_SEED = 140_000, 60_000
+OTHER_THINGS = Looks(share=1.0, other_light=0.0)
 UNCHANGED_SHARE = 0.999
 """Of unchanged images so many are left as they are."""
 
@@ -152,6 +160,24 @@ class ViewSamples:
         joined = {camera: np.concatenate(parts) for camera, parts in images.items()}
         return cls(joined, torch.stack(poses), changes)
 
+    @classmethod
+    def rendered(cls, frames: Frames, changes: Changes) -> ViewSamples:
+        """Frames of the simulator; whatever they show counts as the view of training."""
+        poses = pose_tensor(
+            torch.from_numpy(frames.ee_position),
+            torch.from_numpy(frames.ee_quaternion),
+            torch.from_numpy(frames.gripper),
+        )
+        return cls({"agent": frames.agent, "wrist": frames.wrist}, poses, changes)
+
+    def joined(self, other: ViewSamples) -> ViewSamples:
+        """These and then the other's, changed as these are."""
+        images = {
+            camera: np.concatenate([own, other.images[camera]])
+            for camera, own in self.images.items()
+        }
+        return ViewSamples(images, torch.cat([self.poses, other.poses]), self.changes)
+
 
 def view_loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Laplace likelihood of the changes, so that each also says how sure it is."""
@@ -199,6 +225,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help=f"of the changes: {', '.join(flatten(Changes()))}; may be repeated",
     )
+    parser.add_argument(
+        "--frames",
+        type=Path,
+        help="folder of rendered scenes whose things look other while their light stays, made "
+        "where missing: a dark table is no dim light; default none",
+    )
+    parser.add_argument("--count", type=COUNT, default=4000, help="frames rendered for training")
     parser.add_argument("--per-episode", type=COUNT, default=16, help="observations of each")
     parser.add_argument("--steps", type=COUNT, default=5000, help="of training")
     parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step")
@@ -215,6 +248,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of checkpoints and learning curves",
     )
     parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
+    executor.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -225,6 +259,19 @@ def run(arguments: argparse.Namespace) -> int:
         ViewSamples.read(episodes, config, arguments.per_episode, changes)
         for episodes in (seen, unseen)
     )
+    data: dict[str, Any] = {
+        "observations": len(training),
+        "episodes_sha256": seen.content_hash,
+        "changes": asdict(changes),
+    }
+    judged = held_out
+    if arguments.frames is not None:
+        frames = _frames(arguments.frames, arguments.count, executor.settings_of(arguments))
+        training, judged = (
+            samples.joined(ViewSamples.rendered(rendered, changes))
+            for samples, rendered in zip((training, held_out), frames, strict=True)
+        )
+        data |= {"rendered_frames": len(frames[0]), "looks": asdict(OTHER_THINGS)}
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
         networks = view_networks(config).to(memory_format=torch.channels_last)
@@ -236,16 +283,11 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         seed=arguments.seed,
     )
-    data = {
-        "observations": len(training),
-        "episodes_sha256": seen.content_hash,
-        "changes": asdict(changes),
-    }
     result = train(
         networks,
         view_loss,
         training,
-        held_out,
+        judged,
         parameters,
         arguments.work,
         title="views",
@@ -278,3 +320,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"as changed from {100.0 * np.expm1(value.gain):.1f} %"
         )
     return 0
+
+
+def _frames(
+    folder: Path, count: int, engine: executor.EngineSettings | None
+) -> tuple[Frames, Frames]:
+    """Frames for training and held-out ones; those that are missing are rendered."""
+    held_out_count = max(1, count // 12)
+    make_frames(folder / "train", count, TRAINING_SEED, OTHER_THINGS, engine)
+    make_frames(folder / "held_out", held_out_count, TUNING_SEED, OTHER_THINGS, engine)
+    return Frames.load(folder / "train"), Frames.load(folder / "held_out")

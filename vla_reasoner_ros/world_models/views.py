@@ -206,11 +206,25 @@ def view_networks(config: ViewsConfig) -> nn.ModuleDict:
     return nn.ModuleDict({camera: ViewNetwork(config) for camera in config.cameras})
 
 
+def pose_tensor(position: Tensor, quaternion: Tensor, gripper: Tensor) -> Tensor:
+    """(..., 10) what :class:`ViewNetwork` knows of an arm.
+
+    Args:
+        position: (..., 3) of the end effector, m, base frame.
+        quaternion: (..., 4), x y z w.
+        gripper: (...,) opening fraction.
+    """
+    columns = rotation_columns(quaternion.float())
+    return torch.cat([position.float(), columns, gripper.float()[..., None]], dim=-1)
+
+
 def pose_of(observation: Observation) -> Tensor:
     """(10,) what :class:`ViewNetwork` knows of the arm."""
-    columns = rotation_columns(torch.from_numpy(observation.ee_quaternion).float())
-    position = torch.from_numpy(observation.ee_position).float()
-    return torch.cat([position, columns, torch.tensor([float(observation.gripper)])])
+    return pose_tensor(
+        torch.from_numpy(observation.ee_position),
+        torch.from_numpy(observation.ee_quaternion),
+        torch.tensor(float(observation.gripper)),
+    )
 
 
 class ViewCorrector:
