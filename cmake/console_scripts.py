@@ -11,7 +11,13 @@ from pathlib import Path
 TEMPLATE = """#!{interpreter}
 import sys
 
-from {module} import {function}
+try:
+    from {module} import {function}
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{name}: {{error}}; the Python packages of vla_reasoner_ros are not all here "
+        "(docs/install.md)"
+    )
 
 if __name__ == "__main__":  # worker processes import this file under another name
     sys.exit({function}())
@@ -29,7 +35,9 @@ def main(setup_cfg: str, folder: str) -> None:
         name, _, reference = (part.strip() for part in line.partition("="))
         module, _, function = reference.partition(":")
         script = target / name
-        text = TEMPLATE.format(interpreter=sys.executable, module=module, function=function)
+        text = TEMPLATE.format(
+            name=name, interpreter=sys.executable, module=module, function=function
+        )
         if not script.exists() or script.read_text(encoding="utf-8") != text:
             script.write_text(text, encoding="utf-8")
         script.chmod(0o755)

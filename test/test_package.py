@@ -179,6 +179,26 @@ def test_a_worker_process_that_imports_an_executable_runs_nothing():
     runpy.run_path(str(prefix() / "bin" / "vla-reasoner"), run_name="__mp_main__")
 
 
+def test_an_executable_without_its_packages_says_where_they_come_from(tmp_path):
+    command = [sys.executable, ROOT / "cmake" / "console_scripts.py", ROOT / "setup.cfg", tmp_path]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    script = (tmp_path / "camera_node").read_text()
+    ended = subprocess.run(
+        [sys.executable, "-S", "-"],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={},
+        cwd="/",
+    )
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        r"camera_node: No module named '\w+'; the Python packages of .* \(docs/install.md\)\n",
+        ended.stderr,
+    )
+
+
 def test_messages_modules_and_share_files_are_installed_together():
     share = prefix() / "share" / "vla_reasoner_ros"
     for folder in ("config", "launch", "resource"):
