@@ -315,7 +315,7 @@ class Killed(BaseException):
 def test_an_interrupted_replay_goes_on_to_the_same_result(
     run, searched, tmp_path, monkeypatch, dies_at
 ):
-    monkeypatch.setattr("vla_reasoner_ros.evaluation.replay.PART", 2)
+    monkeypatch.setattr("vla_reasoner_ros.evaluation.replay_run.PART", 2)
     add, added = ReplayWriter.add, []
 
     def dying(self, *arguments):

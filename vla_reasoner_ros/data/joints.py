@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vla_reasoner_ros.errors import ConfigurationError, ObservationError
 from vla_reasoner_ros.types import FloatArray
+
+KNOWN_ORDERS = 16
+"""Orders of joints that are remembered."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class JointLayout:
     names: tuple[str, ...]
     ignored: tuple[str, ...] = ()
     needs_velocities: bool = True
+    _orders: dict[tuple[str, ...], list[int]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Names as messages hold them, to where :attr:`names` are among them: drivers rarely change."""
 
     def __post_init__(self) -> None:
         everything = (*self.names, *self.ignored)
@@ -50,16 +57,24 @@ class JointLayout:
             ObservationError: a joint is missing, unknown, named twice, or its numbers are missing
                 or not finite.
         """
-        names = list(message.name)
-        index = {name: position for position, name in enumerate(names)}
-        if len(index) != len(names):
-            raise ObservationError(f"{topic}: joints are named twice in {', '.join(names)}")
-        self._require_known(names, topic)
-        order = [index[name] for name in self.names]
+        names = tuple(message.name)
+        order = self._orders.get(names)
+        if order is None:
+            order = self._order(names, topic)
+            if len(self._orders) == KNOWN_ORDERS:
+                self._orders.clear()
+            self._orders[names] = order
         positions = self._column(message.position, names, order, topic, "position")
         if len(message.velocity) == 0 and not self.needs_velocities:
             return positions, np.full(len(order), np.nan)
         return positions, self._column(message.velocity, names, order, topic, "velocity")
+
+    def _order(self, names: Sequence[str], topic: str) -> list[int]:
+        index = {name: position for position, name in enumerate(names)}
+        if len(index) != len(names):
+            raise ObservationError(f"{topic}: joints are named twice in {', '.join(names)}")
+        self._require_known(names, topic)
+        return [index[name] for name in self.names]
 
     def _require_known(self, names: Sequence[str], topic: str) -> None:
         missing = [name for name in self.names if name not in names]
@@ -79,7 +94,7 @@ class JointLayout:
         self,
         values: Sequence[float],
         names: Sequence[str],
-        order: Sequence[int],
+        order: list[int],
         topic: str,
         quantity: str,
     ) -> FloatArray:
@@ -87,7 +102,7 @@ class JointLayout:
             raise ObservationError(
                 f"{topic}: {len(values)} numbers of {quantity} for {len(names)} joints"
             )
-        column = np.asarray(values, dtype=np.float64)[list(order)]
+        column = np.asarray(values, dtype=np.float64)[order]
         if not np.isfinite(column).all():
             bad = int(np.flatnonzero(~np.isfinite(column))[0])
             raise ObservationError(

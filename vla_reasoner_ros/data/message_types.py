@@ -6,7 +6,7 @@ what the nodes publish.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,9 @@ from vla_reasoner_ros.paths import PACKAGE, share_directory
 
 NANOSECONDS = 1_000_000_000
 TIME = "builtin_interfaces/msg/Time"
+
+Converter = Callable[[Any], Any]
+"""From a plain value, or None for what was not named, to what a message's field holds."""
 
 
 @cache
@@ -45,13 +48,12 @@ def make(type_name: str, values: Mapping[str, Any]) -> Any:
     Raises:
         KeyError: there is no such field or type.
     """
-    store = standard_types()
-    fields = store.fielddefs[type_name][1]
-    unknown = set(values) - {name for name, _ in fields}
-    if unknown:
-        raise KeyError(f"{type_name} has no field {', '.join(sorted(unknown))}")
-    made = {name: _field(kind, values.get(name)) for name, kind in fields}
-    return store.types[type_name](**made)
+    message, fields = _fields(type_name)
+    if not values.keys() <= fields.keys():
+        unknown = ", ".join(sorted(values.keys() - fields.keys()))
+        raise KeyError(f"{type_name} has no field {unknown}")
+    get = values.get
+    return message(*[convert(get(name)) for name, convert in fields.items()])
 
 
 def serialize(type_name: str, values: Mapping[str, Any] | Any) -> bytes:
@@ -65,37 +67,61 @@ def to_nanoseconds(stamp: Any) -> int:
     return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
 
 
-def _field(kind: Any, value: Any) -> Any:
+@cache
+def _fields(type_name: str) -> tuple[type[Any], dict[str, Converter]]:
+    """A type's class, and how to make each of its fields, in their order."""
+    store = standard_types()
+    described = store.fielddefs[type_name][1]
+    return store.types[type_name], {name: _converter(kind) for name, kind in described}
+
+
+def _converter(kind: Any) -> Converter:
     node, detail = kind
     if node == Nodetype.BASE:
-        return _scalar(detail[0], value)
+        return _scalar(detail[0])
     if node == Nodetype.NAME:
-        if detail == TIME and isinstance(value, int):
-            seconds, rest = divmod(value, NANOSECONDS)
-            value = {"sec": seconds, "nanosec": rest}
-        return make(detail, value or {}) if value is None or isinstance(value, Mapping) else value
+        return _nested(detail)
     (element_node, element), length = detail
     if element_node == Nodetype.BASE and element[0] != "string":
+        return _numbers(_dtype(element[0]), length if node == Nodetype.ARRAY else 0)
+    one = _converter((element_node, element))
+    return lambda value: [] if value is None else [one(item) for item in value]
+
+
+def _scalar(name: str) -> Converter:
+    if name == "string":
+        return lambda value: "" if value is None else str(value)
+    if name.startswith("float"):
+        return lambda value: 0.0 if value is None else float(value)
+    if name == "bool":
+        return bool
+    return lambda value: 0 if value is None else int(value)
+
+
+def _nested(type_name: str) -> Converter:
+    def convert(value: Any) -> Any:
+        if value is None or isinstance(value, Mapping):
+            return make(type_name, value or {})
+        return value
+
+    def time(value: Any) -> Any:
+        if isinstance(value, int):
+            seconds, nanoseconds = divmod(value, NANOSECONDS)
+            value = {"sec": seconds, "nanosec": nanoseconds}
+        return convert(value)
+
+    return time if type_name == TIME else convert
+
+
+def _numbers(dtype: np.dtype[Any], length: int) -> Converter:
+    def convert(value: Any) -> Any:
         if value is None:
-            value = np.zeros(length if node == Nodetype.ARRAY else 0)
+            return np.zeros(length, dtype)
         if isinstance(value, (bytes, bytearray)):
             return np.frombuffer(value, dtype=np.uint8)
-        return np.ascontiguousarray(value, dtype=_dtype(element[0])).ravel()
-    return [_field((element_node, element), item) for item in _sequence(value)]
+        return np.ascontiguousarray(value, dtype=dtype).ravel()
 
-
-def _sequence(value: Any) -> Sequence[Any]:
-    return [] if value is None else list(value)
-
-
-def _scalar(name: str, value: Any) -> Any:
-    if name == "string":
-        return "" if value is None else str(value)
-    if name.startswith("float"):
-        return 0.0 if value is None else float(value)
-    if name == "bool":
-        return bool(value)
-    return 0 if value is None else int(value)
+    return convert
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -208,7 +208,7 @@ def _gripper(message: Any) -> GripperSpec | None:
 
 def statistics_fields(statistics: SearchStatistics, stamp_ns: int) -> Fields:
     """The fields of one decision's statistics, published at ``stamp_ns``."""
-    fields = dataclasses.asdict(statistics)
+    fields = dict(vars(statistics))
     observation_stamp_ns = fields.pop("observation_stamp_ns")
     return {
         "header": {"stamp": stamp_ns},

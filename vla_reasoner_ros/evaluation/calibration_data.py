@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from vla_reasoner_ros.data.bag_ingest import BagIngest
 from vla_reasoner_ros.data.bags import BagMessage, BagReader
 from vla_reasoner_ros.data.contract import Contract
 from vla_reasoner_ros.data.messages import SIMULATOR_STATE
-from vla_reasoner_ros.data.motion import action_between, follows
+from vla_reasoner_ros.data.motion import actions_along, follows
 from vla_reasoner_ros.errors import ModelError, VlaReasonerError
 from vla_reasoner_ros.evaluation.done import ValueSeries
 from vla_reasoner_ros.priors.base import Prior
@@ -216,9 +215,7 @@ class Collector:
             return
         self._episode += 1
         logs, dt = self.logs, self._spec.dt
-        actions = [
-            action_between(before, after, self._spec) for before, after in itertools.pairwise(rows)
-        ]
+        actions = actions_along(rows, self._spec)
         self.components.policy.reset()
         times, values = [], []
         waiting: deque[_Open] = deque()
