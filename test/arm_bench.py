@@ -79,6 +79,7 @@ class Bench:
             node.create_subscription(kind, topic, callback, 100)
         self.now = 1_000_000 * MS
         self.sequence = 0
+        self.last_chunk = None  # of those that were sent
         self.diagnostics = {}
         self.status = self.deadman = None
         self.forget()
@@ -155,6 +156,7 @@ class Bench:
     def send(self, message):
         """Publish a chunk; no time passes until the node has judged it and its command is here."""
         before, commands = self.status, len(self.commands)
+        self.last_chunk = message
 
         def judged():
             now = self.status

@@ -156,7 +156,13 @@ def source_of(node):
     said = text(PACKAGE / "nodes" / f"{name}.py")
     parts = {
         "planner_node": ("tasks",),
-        "arm_controller_node": ("trajectory_outputs", "stream_outputs", "gripper_outputs"),
+        "arm_controller_node": (
+            "output",
+            "trajectory_outputs",
+            "stream_outputs",
+            "gripper_outputs",
+        ),
+        "deadman_node": ("deadman_outputs",),
     }.get(name, ())
     return said + "".join(text(PACKAGE / "ros" / f"{part}.py") for part in parts)
 
@@ -200,6 +206,18 @@ def test_every_ending_of_a_task_has_its_row():
     assert said == [ending.name for ending in Ending]
 
 
+FAULTS = (
+    *("NaN chunk", "wrong width", "jump at the seam", "late chunk", "no chunk", "duplicate stamp"),
+    *("clock jump forward", "clock jump back", "camera frozen", "camera gone"),
+    *("joint states gone", "joint states frozen", "planner exception", "planner hang"),
+    *("planner SIGKILL", "controller SIGKILL", "sim rejects a command", "parameter set to NaN"),
+    *("negative limit in a file", "e-stop during inference", "e-stop during motion"),
+    *("reset while the cause persists", "two publishers on the command topic"),
+    *("instruction changed mid-motion", "disk full for logs"),
+)
+"""What may go wrong while the arm moves, each of which has a test with real processes."""
+
+
 def test_every_gate_has_its_row():
     said = {
         reason for row in rows("safety.md", "Gates") for reason in re.findall(r"`(\w+)`", row[0])
@@ -215,6 +233,23 @@ def test_every_claim_of_safety_names_a_test_that_exists():
         assert found, f"no test in {cell!r}"
         for name in found:
             assert f"def {name}(" in tests, f"there is no test {name}"
+
+
+def test_every_fault_of_safety_names_a_test_of_its_file():
+    """Each table of faults stands under the name of the file that injects them."""
+    page = text(ROOT / "docs" / "safety.md")
+    section = page.split("## Faults, with real processes\n")[1].split("\n## ")[0]
+    parts = re.findall(r"`(test/test_\w+\.py)`(.*?)((?:^\|[^\n]*\n)+)", section, re.M | re.S)
+    assert len(parts) == 3
+    for file, _, table in parts:
+        tests = text(ROOT / file)
+        for row in table.splitlines()[2:]:
+            names = re.findall(r"`(test_\w+)`", row.strip("|").split("|")[-1])
+            assert names, f"no test in {row!r}"
+            for name in names:
+                assert f"def {name}(" in tests, f"there is no test {name} in {file}"
+    for fault in FAULTS:
+        assert fault in section, f"no row for {fault!r}"
 
 
 def quotations():

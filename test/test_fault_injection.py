@@ -32,6 +32,7 @@ from trajectory_msgs.msg import JointTrajectory
 from vla_reasoner_ros.control.commands import ControllerState
 from vla_reasoner_ros.control.spline import spline_to_rest
 from vla_reasoner_ros.control.trajectory import MotionState
+from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.ros import graph as lifecycle
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.conversions import header, trajectory_to_message
@@ -78,6 +79,16 @@ def free_again(bench):
     assert not bench.at_rest()
 
 
+def starts_again(bench):
+    """The controller, from where it is not configured."""
+    for transition in (lifecycle.CONFIGURE, lifecycle.ACTIVATE):
+        bench.client.change(NODE, transition)
+    bench.status = None
+    publishers = (bench.clock, bench.joints, bench.chunks)
+    bench.wait(lambda: all(p.get_subscription_count() >= 1 for p in publishers), "connections")
+    bench.run(0.05)
+
+
 def runs_out(bench):
     """The chunk under way ends at rest by itself, as it was sent."""
     sent = len(bench.commands)
@@ -97,8 +108,19 @@ BAD = {
         lambda m: setattr(m.observation_stamp, "sec", m.observation_stamp.sec - 5),
         "stale_observation",
     ),
-    "duplicate": (lambda m: setattr(m, "sequence", m.sequence - 1), "duplicate"),
+    "duplicate sequence": (lambda m: setattr(m, "sequence", m.sequence - 1), "duplicate"),
 }
+
+
+def is_refused_and_the_motion_goes_on(bench, message, reason):
+    sent = len(bench.commands)
+    bench.send(message)
+    assert reason in bench.status.last_rejection
+    assert len(bench.commands) == sent
+    bench.run(0.05)
+    assert not bench.at_rest()
+    runs_out(bench)
+    free_again(bench)
 
 
 @pytest.mark.parametrize("fault", BAD)
@@ -106,14 +128,11 @@ def test_a_chunk_that_is_no_good_leaves_the_motion_to_its_rest(bench, fault):
     spoil, reason = BAD[fault]
     message = bench.chunk()
     spoil(message)
-    sent = len(bench.commands)
-    bench.send(message)
-    assert reason in bench.status.last_rejection
-    assert len(bench.commands) == sent
-    bench.run(0.1)
-    assert not bench.at_rest()
-    bench.send(bench.chunk(0.3 * FORWARD))
-    assert len(bench.commands) == sent + 1
+    is_refused_and_the_motion_goes_on(bench, message, reason)
+
+
+def test_a_chunk_that_comes_again_with_the_same_stamp(bench):
+    is_refused_and_the_motion_goes_on(bench, bench.last_chunk, "duplicate")
 
 
 def test_when_no_chunk_comes_the_arm_rests_at_the_end_of_the_last(bench):
@@ -274,11 +293,32 @@ def test_a_second_publisher_on_the_command_topic(bench):
     free_again(bench)
 
 
-def test_parameters_that_are_not_finite_and_files_with_negative_limits(bench, tmp_path):
+def test_a_parameter_that_is_set_to_nan(bench):
     with pytest.raises(GraphError, match=r"motion\.speed_factor"):
         bench.client.set_parameters(NODE, {"motion.speed_factor": float("nan")})
     bench.run(0.05)
     assert not bench.at_rest()
+    runs_out(bench)
+    free_again(bench)
+
+
+def test_a_robot_file_with_a_negative_limit(bench, tmp_path):
+    """Refused while the arm moves, and named when the node is to configure with it."""
+    file = tmp_path / "arm.yaml"
+    text = (share_directory() / "config/robots/fr3.yaml").read_text()
+    file.write_text(text.replace("velocity: [2.0, 1.0", "velocity: [2.0, -1.0"))
+    with pytest.raises(GraphError, match=r"parameter robot: fixed once"):
+        bench.client.set_parameters(NODE, {"robot": str(file)})
+    runs_out(bench)
+    for transition in (lifecycle.DEACTIVATE, lifecycle.CLEANUP):
+        bench.client.change(NODE, transition)
+    bench.client.set_parameters(NODE, {"robot": str(file)})
+    with pytest.raises(GraphError, match=r"failed to configure"):
+        bench.client.change(NODE, lifecycle.CONFIGURE)
+    words = "limits.rectangular.velocity: expected"
+    bench.wait(lambda: words in bench.graph.log(NODE).read_text(), "the reason")
+    bench.client.set_parameters(NODE, {"robot": "fr3"})
+    starts_again(bench)
     free_again(bench)
 
 
@@ -323,13 +363,8 @@ def test_a_controller_that_is_killed_and_started_again_with_a_full_disk(bench):
     log.unlink()
     os.symlink("/dev/full", log)
     bench.graph.start(NodeProcess(NODE, NODE, bench.parameters))
-    for transition in (lifecycle.CONFIGURE, lifecycle.ACTIVATE):
-        bench.client.change(NODE, transition)
-    bench.status = None
     bench.nodes.append(NODE)
-    publishers = (bench.clock, bench.joints, bench.chunks)
-    bench.wait(lambda: all(p.get_subscription_count() >= 1 for p in publishers), "connections")
-    bench.run(0.05)
+    starts_again(bench)
     reset(bench, DEADMAN)
     reset(bench, NODE)
     free_again(bench)

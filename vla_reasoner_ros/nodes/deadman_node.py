@@ -10,7 +10,7 @@ from rclpy.clock_type import ClockType
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_reasoner_ros.control.commands import ControllerState
+from vla_reasoner_ros.control.commands import NANOSECONDS, ControllerState
 from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
 from vla_reasoner_ros.control.executor import ResetRefused
 from vla_reasoner_ros.control.robots import load_robot
@@ -23,14 +23,21 @@ from vla_reasoner_ros.ros.conversions import (
     status_from_message,
     status_to_message,
     trajectory_from_message,
-    trajectory_to_message,
 )
+from vla_reasoner_ros.ros.deadman_outputs import STOPS, StopParameters
 from vla_reasoner_ros.ros.diagnostics import Level, Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
 
+UNHEARD_NS = NANOSECONDS // 2
+"""For so long the arm controller may say that it moves the arm before its motion is heard."""
+BLIND = (
+    "blind: the arm controller moves the arm, and no motion is heard; is the parameter output the "
+    "same here and there, and is its topic remapped alike?"
+)
+
 
 @dataclass(frozen=True)
-class DeadmanNodeParameters(DeadmanParameters, BaseParameters):
+class DeadmanNodeParameters(DeadmanParameters, StopParameters, BaseParameters):
     """The deadman's parameters and those of every node."""
 
     status_period: float = parameter(
@@ -52,17 +59,23 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
         """Read the robot's limits and listen."""
         given = self.parameters
         self._robot = load_robot(given.robot, given.limits)
+        self._robot.outputs.for_arm(given.output, self._robot.name)
         self._deadman = Deadman(self._robot, given)
-        self._trajectories = self.create_lifecycle_publisher(
-            JointTrajectory, "joint_trajectory", qos.COMMAND
-        )
+        self._stop = STOPS[given.output](self, self._robot, given)
+        self._unheard_ns: int | None = None
+        if self._stop.warning:
+            self.get_logger().warning(self._stop.warning)
         self._statuses = self.create_lifecycle_publisher(ControllerStatus, "~/status", qos.LATCHED)
-        for kind, topic, callback, profile in (
-            (JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND),
-            (JointTrajectory, f"{given.controller}/motion", self._commanded, qos.COMMAND),
+        streams = [
             (ControllerStatus, f"{given.controller}/status", self._controller_spoke, qos.STATE),
             (ActionChunk, "action_chunk", self._planner_spoke, qos.COMMAND),
-        ):
+        ]
+        if self._stop.by_topic:
+            streams.append((JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND))
+        if given.output != "joint_trajectory":
+            motion = f"{given.controller}/motion"
+            streams.append((JointTrajectory, motion, self._announced, qos.COMMAND))
+        for kind, topic, callback, profile in streams:
             self.create_subscription(
                 kind, topic, self.guarded(topic, callback), profile, callback_group=self.work
             )
@@ -88,11 +101,15 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
     def activate(self) -> None:
         """Watch, with nothing known of the time before."""
         self._deadman = Deadman(self._robot, self.parameters)
+        self._unheard_ns = None
         self._publish_status()
 
     def teardown(self) -> None:
         """Let go of everything."""
         self.diagnostics.remove("deadman")
+        stop = self.__dict__.pop("_stop", None)
+        if stop is not None:
+            stop.close()
 
     def parameters_changed(self, parameters: DeadmanNodeParameters) -> None:
         """The next look follows the new time-outs."""
@@ -106,11 +123,20 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
             time.monotonic(),
         )
 
+    def _announced(self, message: JointTrajectory) -> None:
+        self._commanded(message)
+        self._stop.watch(message)
+
     def _controller_spoke(self, message: ControllerStatus) -> None:
         status = status_from_message(message)
         said_ns = to_nanoseconds(message.header.stamp)
         executing = status.state is ControllerState.EXECUTING
-        self._deadman.controller_spoke(said_ns, self.now_ns(), time.monotonic(), executing)
+        now_ns = self.now_ns()
+        self._deadman.controller_spoke(said_ns, now_ns, time.monotonic(), executing)
+        if not executing or self._deadman.status(now_ns).state is not ControllerState.WAITING:
+            self._unheard_ns = None
+        elif self._unheard_ns is None:
+            self._unheard_ns = now_ns
 
     def _planner_spoke(self, message: ActionChunk) -> None:
         chunk = chunk_from_message(message)
@@ -118,11 +144,15 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
 
     def _look(self) -> None:
         stop = self._deadman.tick(self.now_ns(), time.monotonic())
-        if stop is None:
-            return
-        self._trajectories.publish(trajectory_to_message(stop.trajectory, stop.start_ns))
-        self._publish_status()
-        self.get_logger().error(f"the arm is stopped: {self._deadman.reason}")
+        if stop is not None:
+            self._stop.send(stop)
+        problem = self._stop.look()
+        if problem and not self._deadman.reason:
+            self._deadman.reason = problem
+            self._deadman.stops += 1
+        if stop is not None or problem:
+            self._publish_status()
+            self.get_logger().error(f"the arm is stopped: {self._deadman.reason}")
 
     def _publish_status(self) -> None:
         now_ns = self.now_ns()
@@ -142,6 +172,9 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
     def _report(self) -> Report:
         with self.exclusive:
             reason, stops = self._deadman.reason, self._deadman.stops
+            since_ns, now_ns = self._unheard_ns, self.now_ns()
+        if not reason and since_ns is not None and now_ns - since_ns > UNHEARD_NS:
+            reason = BLIND
         level = Level.ERROR if reason else Level.OK
         return Report(level, reason or "watching", {"stops": stops})
 

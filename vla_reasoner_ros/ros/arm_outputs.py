@@ -83,6 +83,8 @@ class ArmOutputs:
     def look(self) -> None:
         """Look after what was sent; at least once every ``watchdog.period``."""
         self._arm.look()
+        if self._gripper is not None:
+            self._gripper.look()
 
     def finish(self) -> None:
         """See the last command through, as before a deactivation."""

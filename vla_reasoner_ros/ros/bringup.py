@@ -311,7 +311,16 @@ def arm_nodes(
         },
         remappings=[states, commands],
     )
-    deadman = node(context, "deadman_node", parameters={"robot": robot}, remappings=[commands])
+    deadman = node(
+        context,
+        "deadman_node",
+        parameters={
+            "robot": robot,
+            "output": value(context, "output"),
+            "trajectory_action": f"{value(context, 'controller')}/follow_joint_trajectory",
+        },
+        remappings=[commands],
+    )
     nodes = [camera, controller, deadman, planner_node(context)]
     return [*startup(context, nodes), *rviz(context)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from action_msgs.msg import GoalStatus
@@ -48,6 +49,9 @@ class GripperAdapter:
         """Command an opening fraction, 0 closed to 1 open."""
         raise NotImplementedError
 
+    def look(self) -> None:
+        """Look after what was sent."""
+
     def close(self) -> None:
         """Let go of what the node does not let go of by itself."""
 
@@ -70,7 +74,8 @@ class GripperAction(GripperAdapter):
     """Sends goals of GripperCommand or ParallelGripperCommand; a new one replaces the last.
 
     A gripper that stalls has something between its fingers, which is what it is for. One that
-    refuses or aborts a goal is counted and said, and does not stop the arm.
+    rejects or aborts a goal, does not answer or goes away is counted and said, and does not stop
+    the arm.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -78,6 +83,8 @@ class GripperAction(GripperAdapter):
         self._type = action_type(self.name, ACTIONS[self.name])
         self._action = self.parameters.gripper_action
         self._newest = 0
+        self._unanswered_since: float | None = None
+        self._under_way = False
         self._client = ActionClient(
             self.node, self._type, self._action, callback_group=self.node.work
         )
@@ -89,9 +96,20 @@ class GripperAction(GripperAdapter):
             return
         self._newest += 1
         number = self._newest
+        self._unanswered_since, self._under_way = time.monotonic(), False
         future = self._client.send_goal_async(self._goal(self.declared.position(opening)))
         answered = self.node.guarded(self._action, self._answered)
         future.add_done_callback(lambda done: answered(number, done))
+
+    def look(self) -> None:
+        """Say it when the newest goal has no answer, or no server any more."""
+        since = self._unanswered_since
+        if since is not None and time.monotonic() - since > self.parameters.answer_timeout:
+            self._unanswered_since = None
+            self.node.drop(self._action, "no answer to a goal")
+        if self._under_way and not self._client.server_is_ready():
+            self._under_way = False
+            self.node.drop(self._action, "its server is gone, with a goal under way")
 
     def close(self) -> None:
         """Destroy the client."""
@@ -112,6 +130,8 @@ class GripperAction(GripperAdapter):
 
     def _answered(self, number: int, future: Future) -> None:
         handle = future.result()
+        if number == self._newest:
+            self._unanswered_since, self._under_way = None, handle.accepted
         if not handle.accepted:
             self.node.drop(self._action, "a goal was rejected")
             return
@@ -119,6 +139,8 @@ class GripperAction(GripperAdapter):
         handle.get_result_async().add_done_callback(lambda done: ended(number, done))
 
     def _ended(self, number: int, future: Future) -> None:
-        # One that was replaced may well have been aborted for that.
-        if number == self._newest and future.result().status == GoalStatus.STATUS_ABORTED:
+        if number != self._newest:
+            return  # it was replaced, and may well have been aborted for that
+        self._under_way = False
+        if future.result().status == GoalStatus.STATUS_ABORTED:
             self.node.drop(self._action, "a goal was aborted")

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trajectory_msgs.msg import JointTrajectory
+
 from vla_reasoner_ros.control.commands import Commands, TimedTrajectory
 from vla_reasoner_ros.control.executor import ChunkExecutor
 from vla_reasoner_ros.control.outputs import ArmOutput
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import parameter
+from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.lifecycle import LifecycleNode
 
 
@@ -47,8 +50,8 @@ class CommandParameters:
     )
     answer_timeout: float = parameter(
         0.2,
-        "How long the arm's action server may take to accept a goal, by a clock that nothing "
-        "stops; past it the arm holds.",
+        "How long an action server may take to accept a goal, by a clock that nothing stops; past "
+        "it the arm holds, and a gripper's silence is said.",
         unit="s",
         minimum=0.01,
         maximum=10.0,
@@ -63,6 +66,21 @@ class CommandParameters:
         maximum=60.0,
         read_only=True,
     )
+
+
+class MotionTopic:
+    """Tells deadman_node, on ``~/motion``, what the arm is told in another way than a trajectory.
+
+    Args:
+        node: whose motions they are.
+    """
+
+    def __init__(self, node: LifecycleNode[Any]) -> None:
+        self._publisher = node.create_lifecycle_publisher(JointTrajectory, "~/motion", qos.COMMAND)
+
+    def publish(self, message: JointTrajectory) -> None:
+        """The arm makes this motion from now on."""
+        self._publisher.publish(message)
 
 
 class ArmAdapter:

@@ -13,8 +13,8 @@ from vla_reasoner_ros.control.resample import LinkSampler
 from vla_reasoner_ros.control.trajectory import MotionState
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
-from vla_reasoner_ros.ros.conversions import header, pose_to_message
-from vla_reasoner_ros.ros.output import ArmAdapter
+from vla_reasoner_ros.ros.conversions import header, pose_to_message, trajectory_to_message
+from vla_reasoner_ros.ros.output import ArmAdapter, MotionTopic
 
 REST_NS = 100_000_000
 """How long the end of a motion is repeated, so that it is not lost with one message; as long as
@@ -41,6 +41,7 @@ class CartesianStream(ArmAdapter):
         self._motion: TimedTrajectory | None = None
         self._sent: deque[int] = deque(maxlen=REMEMBERED)
         self._period = 1.0 / self.parameters.rate
+        self._motions = MotionTopic(node)
         self._publisher = node.create_lifecycle_publisher(self.kind, self.topic, qos.STATE)
         node.create_subscription(
             self.kind,
@@ -60,6 +61,7 @@ class CartesianStream(ArmAdapter):
     def send(self, motion: TimedTrajectory) -> None:
         """Sample this one from now on."""
         self._motion = motion
+        self._motions.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
         self._sample()
 
     def finish(self) -> None:

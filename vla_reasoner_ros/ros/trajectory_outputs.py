@@ -15,7 +15,7 @@ from vla_reasoner_ros.control.goals import Failure, Goals
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import trajectory_from_message, trajectory_to_message
-from vla_reasoner_ros.ros.output import ArmAdapter, action_type
+from vla_reasoner_ros.ros.output import ArmAdapter, MotionTopic, action_type
 
 STATUSES = {GoalStatus.STATUS_CANCELED: "CANCELED", GoalStatus.STATUS_ABORTED: "ABORTED"}
 ERRORS = (
@@ -72,7 +72,8 @@ class TrajectoryAction(ArmAdapter):
     A goal replaces the running one, which joint_trajectory_controller does without a stop; so a
     hold is a goal that decelerates, limited in jerk as a cancelled goal is not. Where the server
     refuses even that, what it still does is cancelled. A goal that is refused, aborted, cancelled
-    by others or not answered stops the arm by the name of its error, until a reset.
+    by others or not answered stops the arm by the name of its error, until a reset; so does a
+    server that goes away with a goal under way.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -86,9 +87,7 @@ class TrajectoryAction(ArmAdapter):
         )
         # Others may command the controller on its topic, which takes it from the action.
         listen_to_trajectories(self)
-        self._motions = self.node.create_lifecycle_publisher(
-            JointTrajectory, "~/motion", qos.COMMAND
-        )
+        self._motions = MotionTopic(self.node)
 
     def send(self, motion: TimedTrajectory) -> None:
         """Send it as a goal."""
@@ -104,7 +103,11 @@ class TrajectoryAction(ArmAdapter):
         self._motions.publish(message)
 
     def look(self) -> None:
-        """Hold when the server has not said what it should have said by now."""
+        """Hold when the server is gone, or has not said what it should have said by now."""
+        if self._handles and not self._client.server_is_ready():
+            self.finish()
+            name = self.parameters.trajectory_action
+            self._fail(self._goals.lost(f"the server of the action {name!r} is gone"))
         self._fail(self._goals.look(self.node.now_ns(), time.monotonic()))
 
     def finish(self) -> None:
