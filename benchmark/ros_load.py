@@ -46,7 +46,7 @@ CONTRACT = {
     "robot": "fr3",
     "reference": "agent",
     "rate": RATE,
-    "joint_states": {"topic": "joint_states", "tolerance": 0.1, "depth": 50},
+    "joint_states": {"topic": "joint_states", "tolerance": 0.1, "depth": 50, "waited_for": False},
     "gripper": {"joints": list(FINGERS)},
     "cameras": {
         name: {

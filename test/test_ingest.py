@@ -258,6 +258,18 @@ def test_asof_drops_the_moment_when_the_sample_is_too_old(warm):
     assert len(warm.everything(1.1)) == 1
 
 
+def test_what_is_not_waited_for_is_taken_as_it_has_arrived_unless_too_old():
+    robot = Robot(contract(joint_states__waited_for=False))
+    robot.everything(1.0)
+    robot.joints(1.995)
+    robot.picture("wrist", 2.0)
+    (observation,) = robot.picture("agent", 2.0)  # at once, not when the next joint state comes
+    assert observation.ages["joint_states"] == pytest.approx(0.005)
+    robot.picture("wrist", 3.0)
+    assert not robot.picture("agent", 3.0)
+    assert "expected at most 0.05 s" in robot.ingest.last_error
+
+
 def test_hold_takes_the_newest_at_once_however_old():
     robot = Robot(contract(cameras__wrist__policy="hold"))
     robot.everything(0.9)

@@ -46,6 +46,12 @@ class Stream:
         minimum=0.0,
         maximum=10.0,
     )
+    waited_for: bool = parameter(
+        True,
+        "Whether a moment waits until no better sample can come. false takes the best that has "
+        "arrived: sooner by up to one period of the stream, for streams that arrive in order and "
+        "faster than the reference camera; which sample that is, a replay cannot know for sure.",
+    )
     latency: float = parameter(
         0.0,
         "Time from the event to its stamp, as calibrated; taken off every stamp.",

@@ -408,7 +408,7 @@ class Ingest:
         return self._assemble(moment.stamp_ns, chosen)
 
     def _patience(self, buffer: _Buffer) -> float:
-        if buffer.stream.policy == HOLD:
+        if buffer.stream.policy == HOLD or not buffer.stream.waited_for:
             return 0.0
         return max(buffer.stream.tolerance, self.contract.moments.patience)
 
