@@ -366,13 +366,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="give the decisions of these folders the present labels, and record none",
     )
-    parser.add_argument(
-        "--relabel",
-        type=Path,
-        nargs="+",
-        help="record nothing: give the decisions recorded in these folders the tasks' progress of "
-        "now",
-    )
     executor.add_arguments(parser)
 
 
