@@ -28,7 +28,7 @@ from vla_reasoner_ros.perceptron import Perceptron
 from vla_reasoner_ros.policies.base import PolicySpec
 from vla_reasoner_ros.priors.gaussian import GaussianPrior
 from vla_reasoner_ros.priors.space import DEFAULT_SPEC
-from vla_reasoner_ros.reasoner import Reasoner, with_reference
+from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.base import Models
 from vla_reasoner_ros.search.budget import Budget
 from vla_reasoner_ros.search.engine import Engine
@@ -149,7 +149,7 @@ class Bench:
         self.engine = Engine(search, model.macro_steps, model.spec)
         model.allocate(self.engine.capacity + 1)
         model.latent[0] = model.root
-        self.models = Models(model.step, model.evaluate, with_reference(GaussianPrior()))
+        self.models = Models(model.step, model.evaluate, GaussianPrior().sample_with_reference)
         self.segments = np.zeros((8, model.spec.dimensions))
         self.stages = Stages()
         self._seed = 0

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_reasoner_ros.search.base import Models, Proposals
+from vla_reasoner_ros.priors.base import Candidates
+from vla_reasoner_ros.search.base import Models
 from vla_reasoner_ros.search.budget import Budget
 from vla_reasoner_ros.search.decide import candidates_of, choose_root, line_from
 from vla_reasoner_ros.search.engine import Engine
@@ -106,9 +107,9 @@ class DoubleIntegrator:
         cost = (self._states[slots] ** 2).sum((1, 2)) + self._efforts[slots]
         return np.exp(-cost)[None]
 
-    def _candidates(self, reference: Floats, count: int, rng: np.random.Generator) -> Proposals:
+    def _candidates(self, reference: Floats, count: int, rng: np.random.Generator) -> Candidates:
         moves = SPREAD * rng.standard_normal((len(reference), count, 1, self.axes))
         actions = np.concatenate([reference[:, None], reference[:, None] + moves], axis=1)
         away = (actions - reference[:, None]) / SPREAD
         density = -0.5 * (away**2).sum((2, 3))
-        return Proposals(actions, density, ("policy",) + ("gaussian",) * count)
+        return Candidates(actions, density, ("policy",) + ("gaussian",) * count)

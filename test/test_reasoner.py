@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
+from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import build
 from vla_reasoner_ros.policies.base import PolicySpec
 from vla_reasoner_ros.priors.gaussian import GaussianPrior
@@ -17,7 +17,7 @@ from vla_reasoner_ros.priors.space import DEFAULT_SPEC
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.statistics import Status
-from vla_reasoner_ros.types import ActionChunk, ActionSpec, ChunkSource, Observation
+from vla_reasoner_ros.types import ActionChunk, ChunkSource, Observation
 
 SPEC = DEFAULT_SPEC
 GOAL = np.array([0.10, 0.05, -0.03])
@@ -242,25 +242,6 @@ def test_without_models_the_policy_drives_and_the_statistics_say_so():
     assert decision.tree is None
 
 
-def test_no_time_means_the_policys_chunk():
-    agent = reasoner()
-    for deadline in (0.0, -1.0, 1e-9):
-        decision = agent.decide(observation(), deadline)
-        assert decision.statistics.status is Status.POLICY
-        assert "time" in decision.statistics.fallback_reason
-        assert decision.statistics.deadline_missed
-        assert decision.chunk.source is ChunkSource.POLICY
-
-
-def test_one_long_stall_does_not_stop_the_search_for_ever():
-    agent = reasoner()
-    agent.warm_up(observation())
-    agent._finish_pace.seconds = 100.0
-    simulations = [agent.decide(observation(), 20.0).statistics.simulations for _ in range(4)]
-    assert simulations[0] == 0
-    assert simulations[-1] > 0
-
-
 def test_an_interruption_returns_the_best_so_far():
     agent = reasoner(simulations=100_000)
     agent.warm_up(None)
@@ -303,162 +284,6 @@ def test_parameters_change_between_decisions_only():
     with pytest.raises(ConfigurationError, match="depth"):
         agent.set_parameters(build(SearchParameters, {"depth": 50}))
     assert agent.parameters == changed
-
-
-class Failing:
-    """Makes one method of a model fail while ``armed``."""
-
-    def __init__(self, model, method, failure):
-        self._model, self._method, self._failure = model, method, failure
-        self.armed = False
-
-    def __getattr__(self, name):
-        found = getattr(self._model, name)
-        if name != self._method:
-            return found
-
-        def answer(*arguments):
-            return self._failure(found, *arguments) if self.armed else found(*arguments)
-
-        return answer
-
-
-def crash(found, *arguments):
-    raise RuntimeError("out of order")
-
-
-def spoil(change):
-    return lambda found, *arguments: change(found(*arguments))
-
-
-FAILURES = {
-    "step raises": ("world_model", Point, "step", crash, "RuntimeError: out of order"),
-    "encode raises": ("world_model", Point, "encode", crash, "out of order"),
-    "value raises": ("value", Nearness, "evaluate", crash, "out of order"),
-    "begin raises": ("value", Nearness, "begin", crash, "out of order"),
-    "prior raises": ("prior", GaussianPrior, "sample_with_reference", crash, "out of order"),
-    "value has no rows": ("value", Nearness, "evaluate", spoil(lambda v: v[0]), "floats"),
-    "value is a list": ("value", Nearness, "evaluate", spoil(lambda v: v.tolist()), "list"),
-    "value is of integers": (
-        "value",
-        Nearness,
-        "evaluate",
-        spoil(lambda v: v.astype(int)),
-        "int64",
-    ),
-    "value is short": ("value", Nearness, "evaluate", spoil(lambda v: v[:, :-1]), "expected"),
-    "value is NaN": ("value", Nearness, "evaluate", spoil(lambda v: v * np.nan), "nan"),
-    "prior is NaN": (
-        "prior",
-        GaussianPrior,
-        "sample_with_reference",
-        spoil(lambda c: dataclasses.replace(c, actions=c.actions * np.nan)),
-        "not finite",
-    ),
-    "prior is short": (
-        "prior",
-        GaussianPrior,
-        "sample_with_reference",
-        spoil(lambda c: dataclasses.replace(c, actions=c.actions[:, :-1])),
-        "expected",
-    ),
-    "density is NaN": (
-        "prior",
-        GaussianPrior,
-        "sample_with_reference",
-        spoil(lambda c: dataclasses.replace(c, log_density=c.log_density * np.nan)),
-        "density",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FAILURES)
-@pytest.mark.parametrize("method", ["tree", "cem"])
-def test_a_failing_model_leaves_the_policys_chunk_and_the_next_decision_is_clean(name, method):
-    part, model, attribute, failure, told = FAILURES[name]
-    failing = Failing(model(), attribute, failure)
-    agent = reasoner(**{part: failing}, method=method)
-    sound = reasoner(method=method)
-    agent.decide(observation(0.0))
-    failing.armed = True
-    decision = agent.decide(observation(0.4))
-    assert decision.chunk.actions.tobytes() == decision.policy_chunk.actions.tobytes()
-    assert decision.chunk.source is ChunkSource.POLICY
-    assert decision.statistics.status is Status.POLICY
-    assert told in decision.statistics.fallback_reason
-    assert not decision.statistics.deviated
-    failing.armed = False
-    sound.decide(observation(0.0))
-    sound.decide(observation(0.4))
-    after, clean = agent.decide(observation(0.8)), sound.decide(observation(0.8))
-    assert after.statistics.status is Status.OK
-    np.testing.assert_array_equal(after.chunk.actions, clean.chunk.actions)
-
-
-def test_a_policy_candidate_that_cannot_be_imagined_leaves_the_policys_chunk():
-    class Blind(Nearness):
-        def evaluate(self, slots):
-            values = super().evaluate(slots)
-            on_the_way = (self.world_model.positions[slots, 1:] == 0.0).all(1) & (slots > 0)
-            values[:, on_the_way] = np.nan
-            return values
-
-    decision = reasoner(value=Blind()).decide(observation())
-    assert decision.statistics.status is Status.POLICY
-    assert "cannot be used" in decision.statistics.fallback_reason
-    assert decision.statistics.pruned > 0
-    numbers = dataclasses.asdict(decision.statistics)
-    numbers.pop("drift")
-    assert all(np.isfinite(v) for v in numbers.values() if isinstance(v, float))
-
-
-@pytest.mark.parametrize("failure", [crash, spoil(lambda chunks: [])])
-def test_a_failing_policy_holds_the_arm(failure):
-    policy = Failing(Drifter(), "propose", failure)
-    agent = reasoner(policy)
-    policy.armed = True
-    decision = agent.decide(observation())
-    assert decision.statistics.status is Status.HOLD
-    assert "policy" in decision.statistics.fallback_reason
-    assert decision.chunk.source is ChunkSource.HOLD
-    assert decision.policy_chunk is None
-    np.testing.assert_array_equal(decision.chunk.actions[:, :6], 0.0)
-    np.testing.assert_array_equal(decision.chunk.actions[:, 6], 1.0)
-    policy.armed = False
-    assert agent.decide(observation(0.4)).statistics.status is Status.OK
-
-
-@pytest.mark.parametrize(
-    ("spec", "action"),
-    [
-        (ActionSpec("joint_position", ("a",), "", 0.1), [0.5]),
-        (ActionSpec("joint_delta", ("a",), "", 0.1), [0.0]),
-        (
-            ActionSpec("end_effector_pose", tuple("xyzabcd"), "base", 0.1),
-            [1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 1.0],
-        ),
-    ],
-)
-def test_holding_keeps_what_is_seen(spec, action):
-    class Silent(Drifter):
-        def propose(self, observation, n=1):
-            raise ModelError("no answer")
-
-    Silent.spec = PolicySpec("silent", {}, spec, HORIZON)
-    agent = Reasoner(Silent(), None, None, None)
-    chunk = agent.decide(observation(position=(1.0, 2.0, 3.0))).chunk
-    np.testing.assert_array_equal(chunk.actions, np.tile(action, (HORIZON, 1)))
-
-
-def test_holding_needs_the_joints_it_holds():
-    class Silent(Drifter):
-        spec = PolicySpec("s", {}, ActionSpec("joint_position", ("b",), "", 0.1), HORIZON)
-
-        def propose(self, observation, n=1):
-            raise ModelError("no answer")
-
-    with pytest.raises(ObservationError, match="'b'"):
-        Reasoner(Silent(), None, None, None).decide(observation())
 
 
 def test_components_must_speak_of_the_same_actions():
@@ -548,7 +373,7 @@ def test_the_tree_is_kept_when_the_state_was_imagined_right():
     assert not any(decision.statistics.tree_reused for decision, _ in drive(never, 4))
 
 
-def test_warming_up_needs_working_models_and_leaves_no_trace():
+def test_warming_up_leaves_no_trace():
     policy = Drifter()
     agent = reasoner(policy, seed=3)
     agent.warm_up(observation(9.0))
@@ -556,10 +381,6 @@ def test_warming_up_needs_working_models_and_leaves_no_trace():
     np.testing.assert_array_equal(
         first, [decision.chunk.actions for decision, _ in drive(reasoner(seed=3))]
     )
-    broken = Failing(Nearness(), "evaluate", crash)
-    broken.armed = True
-    with pytest.raises(ModelError, match="out of order"):
-        reasoner(value=broken).warm_up(observation())
 
 
 @pytest.mark.parametrize("method", ["tree", "best_of_n", "shooting", "cem", "mppi"])

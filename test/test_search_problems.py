@@ -7,12 +7,14 @@ import pytest
 
 from benchmark.double_integrator import DoubleIntegrator, costs_to_go
 from vla_reasoner_ros.parameters import build
-from vla_reasoner_ros.search.base import Models, Proposals
+from vla_reasoner_ros.priors.base import Candidates
+from vla_reasoner_ros.search.base import Models
 from vla_reasoner_ros.search.budget import Budget
 from vla_reasoner_ros.search.decide import candidates_of, choose_root
 from vla_reasoner_ros.search.engine import Engine
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.stages import Stages
+from vla_reasoner_ros.search.tree import NODES
 from vla_reasoner_ros.types import ActionSpec, Representation
 
 SPEC = ActionSpec(Representation.JOINT_DELTA, ("move",), "", 0.1)
@@ -38,7 +40,7 @@ class FiniteProcess:
     def candidates(self, reference, count, rng):
         moves = np.tile(np.arange(1, 1 + count), (len(reference), 1)) % self.moves
         actions = np.concatenate([0 * reference[:, None], moves[:, :, None, None]], axis=1)
-        return Proposals(actions, np.zeros((len(reference), 1 + count)), ("all",) * (1 + count))
+        return Candidates(actions, np.zeros((len(reference), 1 + count)), ("all",) * (1 + count))
 
     def best(self, state, depth):
         """Value of the best path of ``depth`` moves, and of each first move."""
@@ -138,7 +140,7 @@ def test_rivals_imagine_as_much_as_they_are_allowed_and_score_the_policy_first(r
     problem.decide()
     tree = problem.engine.tree
     root = candidates_of(tree, 0, 1.0)
-    assert tree.counters[0] == 101
+    assert tree.counters[NODES] == 101
     assert len(root.children) == 50
     np.testing.assert_array_equal(tree.action[root.edges[0]], 0.0)
     assert tree.edges["origin"][root.edges[0]] == 0

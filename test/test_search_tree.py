@@ -12,14 +12,15 @@ from textbook_search import Textbook
 
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import build
-from vla_reasoner_ros.search.base import Models, Proposals
+from vla_reasoner_ros.priors.base import Candidates
+from vla_reasoner_ros.search.base import Models
 from vla_reasoner_ros.search.budget import Budget
 from vla_reasoner_ros.search.decide import candidates_of, choose_root
 from vla_reasoner_ros.search.engine import Engine
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.stages import Stages
 from vla_reasoner_ros.search.statistics import snapshot
-from vla_reasoner_ros.search.tree import CUT, EDGES, NODES, NONE, edges_of
+from vla_reasoner_ros.search.tree import CUT, EDGES, NODES, NONE, PRUNED, edges_of
 from vla_reasoner_ros.types import ActionSpec, Representation
 
 DIMENSIONS = 2
@@ -52,7 +53,7 @@ class Landscape:
         moves = 0.5 * rng.standard_normal((len(reference), count, *reference.shape[1:]))
         actions = np.concatenate([reference[:, None], reference[:, None] + moves], axis=1)
         density = -2.0 * ((actions - reference[:, None]) ** 2).sum((2, 3))
-        return Proposals(actions, density, ("policy",) + ("near",) * count)
+        return Candidates(actions, density, ("policy",) + ("near",) * count)
 
 
 def searched(landscape=None, seed=0, **values):
@@ -88,6 +89,7 @@ VARIANTS = {
     "rollout": {"rollout": True},
     "rollout max": {"rollout": True, "backup": "max"},
     "rollout ucb": {"rollout": True, "selection": "ucb"},
+    "rollout gumbel": {"rollout": True, "selection": "gumbel", "gumbel.noise": 0.0, "depth": 4},
     "widening": {"widening.enabled": True, "widening.batch": 2, "branching": 30},
     "widening rollout": {"widening.enabled": True, "branching": 30, "rollout": True},
     "one by one": {"widening.enabled": True, "widening.batch": 1, "branching": 30},
@@ -207,7 +209,7 @@ def test_permuting_the_candidates_permutes_the_answer(drawn, permutation_seed):
         def candidates(self, reference, count, rng):
             answer = super().candidates(reference, count, rng)
             places = np.concatenate([[0], 1 + order])
-            return Proposals(
+            return Candidates(
                 answer.actions[:, places],
                 answer.log_density[:, places],
                 tuple(answer.origins[i] for i in places),
@@ -281,7 +283,7 @@ def test_the_lower_bound_prefers_what_the_ensemble_agrees_on(backup, method):
             actions = np.zeros((len(reference), 1 + count, 1, 2))
             if (reference[0, 0] == SEGMENTS[0]).all():
                 actions[:, 1::2, 0, 0], actions[:, 2::2, 0, 0] = -1.0, 1.0
-            return Proposals(actions, np.zeros(actions.shape[:2]), ("policy",) + ("fan",) * count)
+            return Candidates(actions, np.zeros(actions.shape[:2]), ("policy",) + ("fan",) * count)
 
         def evaluate(self, slots):
             x = self.points[slots, 0]
@@ -313,7 +315,7 @@ def test_a_state_that_is_not_finite_is_cut_off_and_counted(bad):
     engine, outcome = searched(Broken(), simulations=100, depth=2, wave=8)
     taken = snapshot(engine)
     assert outcome.simulations == 100
-    assert engine.tree.counters[3] > 0
+    assert engine.tree.counters[PRUNED] > 0
     assert np.isfinite(taken.values).all()
     assert np.isfinite(taken.leaf_values).all()
     assert (taken.parents[1:] < np.arange(1, taken.nodes)).all()
@@ -321,7 +323,7 @@ def test_a_state_that_is_not_finite_is_cut_off_and_counted(bad):
         int((engine.tree.edges["child"][edges_of(engine.tree, i)] == CUT).sum())
         for i in taken.slots
     )
-    assert cut == engine.tree.counters[3]
+    assert cut == engine.tree.counters[PRUNED]
 
 
 def test_a_state_that_the_ensemble_doubts_is_cut_off():
@@ -331,7 +333,7 @@ def test_a_state_that_the_ensemble_doubts_is_cut_off():
     engine = Engine(parameters, 1, SPEC)
     engine.search(models, SEGMENTS, Budget(60), np.random.default_rng(0), Stages())
     kept = snapshot(engine).slots
-    assert engine.tree.counters[3] > 0
+    assert engine.tree.counters[PRUNED] > 0
     assert (np.abs(landscape.points[kept, 1]) <= 0.5).all()
 
 
@@ -340,7 +342,7 @@ def test_a_candidate_outside_the_prior_support_is_cut_off_but_never_the_referenc
     tree = engine.tree
     cut = [edges_of(tree, i) for i in range(int(tree.counters[NODES]))]
     assert all(tree.edges["child"][edges[0]] != CUT for edges in cut if len(edges))
-    assert tree.counters[3] > 0
+    assert tree.counters[PRUNED] > 0
 
 
 def test_a_kept_subtree_is_the_same_tree_with_one_more_candidate():

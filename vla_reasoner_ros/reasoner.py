@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_reasoner_ros.errors import ModelError, VlaReasonerError
+from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.foresight import Foresight, distance_to
 from vla_reasoner_ros.hold import hold
 from vla_reasoner_ros.policies.base import Policy, PrefixConditioned
 from vla_reasoner_ros.priors.base import Prior
-from vla_reasoner_ros.search.base import Models, Proposals, Propose
+from vla_reasoner_ros.search.base import Models
 from vla_reasoner_ros.search.blend import blend
 from vla_reasoner_ros.search.budget import Budget, Pace, Stop
-from vla_reasoner_ros.search.decide import candidates_of, choose_root, line_from
+from vla_reasoner_ros.search.decide import candidates_of, choose_root, line_from, state_after
 from vla_reasoner_ros.search.drift import DriftMonitor, commanded
 from vla_reasoner_ros.search.engine import Engine, Outcome
 from vla_reasoner_ros.search.parameters import SearchParameters
@@ -36,7 +36,6 @@ from vla_reasoner_ros.search.statistics import (
     record_tree,
     snapshot,
 )
-from vla_reasoner_ros.search.tree import edges_of
 from vla_reasoner_ros.types import ActionChunk, ChunkSource, Decision, Observation
 from vla_reasoner_ros.values.base import Value
 from vla_reasoner_ros.world_models.base import RestoresViews, WorldModel
@@ -61,12 +60,12 @@ class Reasoner:
         value: scores what was imagined.
         prior: draws the candidates.
         parameters: the search's.
-        seed: together with ``parameters.seed``, each decision's number and its observation's stamp
-            it fixes all random numbers.
+        seed: 0 or more; together with ``parameters.seed``, each decision's number and its
+            observation's stamp it fixes all random numbers.
 
     Raises:
         ConfigurationError: components of different action conventions, a value that cannot read the
-            world model's states, or parameters that the chunk cannot serve.
+            world model's states, parameters that the chunk cannot serve, or a negative seed.
     """
 
     def __init__(
@@ -86,12 +85,11 @@ class Reasoner:
             spec.require_same(prior.spec, "policy", "prior")
             value.bind(world_model)
             self._imagination = _Imagination(world_model, value, prior)
-        self._seed = seed
         self._lock = threading.RLock()
         self._interrupted = threading.Event()
-        self._wave_pace, self._finish_pace = Pace(), Pace()
+        self._forget_paces()
         self._configure(parameters or SearchParameters())
-        self.reset()
+        self.reset(seed)
 
     @property
     def parameters(self) -> SearchParameters:
@@ -109,9 +107,16 @@ class Reasoner:
                 self._configure(parameters)
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode: forget the last one, count decisions from 1, optionally reseed."""
+        """Begin an episode: forget the last one, count decisions from 1, optionally reseed.
+
+        Raises:
+            ConfigurationError: a negative seed; nothing is forgotten.
+        """
+        if seed is not None and seed < 0:
+            raise ConfigurationError(f"seed: expected 0 or more, got {seed}")
         with self._lock:
-            self._seed = self._seed if seed is None else seed
+            if seed is not None:
+                self._seed = seed
             self._sequence = 0
             self._foresight: Foresight | None = None
             self._last_chunk: ActionChunk | None = None
@@ -138,7 +143,7 @@ class Reasoner:
             if self._engine is not None:
                 self._engine.compile()
             for seen in [] if observation is None else [observation, observation]:
-                self._wave_pace, self._finish_pace = Pace(), Pace()
+                self._forget_paces()
                 statistics = self.decide(seen, deadline_s=math.inf).statistics
                 if statistics.status in (Status.POLICY, Status.HOLD):
                     raise ModelError(f"warm-up: {statistics.fallback_reason}")
@@ -190,6 +195,10 @@ class Reasoner:
                 statistics.budget_ms = 1e3 * (deadline - started)
                 statistics.deadline_missed = ended > deadline
             return Decision(chunk, proposals[0] if proposals else None, statistics, tree)
+
+    def _forget_paces(self) -> None:
+        """How long it takes to prepare a search, one wave of it, and to finish the decision."""
+        self._prepare_pace, self._wave_pace, self._finish_pace = Pace(), Pace(), Pace()
 
     def _configure(self, parameters: SearchParameters) -> None:
         engine = None
@@ -259,7 +268,7 @@ class Reasoner:
             return observation
         try:
             return model.views.restore(observation)
-        except VlaReasonerError:  # The search will meet it, too, and say so; the policy may drive.
+        except Exception:  # The search will meet it, too, and say so; the policy may drive.
             return observation
 
     def _still_to_come(self, observation: Observation) -> ActionChunk | None:
@@ -295,9 +304,11 @@ class Reasoner:
                 reason = "there are no models to search with"
             statistics.fall_back(Status.SKIPPED, reason)
             return proposals[0], None
-        if deadline is not None and stages.last + self._finish_pace.seconds >= deadline:
+        needed = self._prepare_pace.seconds + self._finish_pace.seconds
+        if deadline is not None and stages.last + needed >= deadline:
             statistics.fall_back(Status.POLICY, "the deadline left no time to search")
             if stages.last < deadline:
+                self._prepare_pace.refused()
                 self._finish_pace.refused()
             return proposals[0], None
         try:
@@ -320,7 +331,7 @@ class Reasoner:
         stages: Stages,
         statistics: SearchStatistics,
     ) -> tuple[ActionChunk, TreeSnapshot | None]:
-        parameters = self._parameters
+        parameters, begun = self._parameters, stages.last
         world_model, value, prior = parts
         world_model.encode(observation)
         value.begin(observation)
@@ -345,7 +356,7 @@ class Reasoner:
             Models(
                 world_model.step,
                 value.evaluate,
-                with_reference(prior),
+                prior.sample_with_reference,
                 world_model.uncertainty if parameters.uncertainty_limit > 0.0 else None,
             ),
             segments,
@@ -360,6 +371,7 @@ class Reasoner:
             stages,
             keep_tree=statistics.tree_reused,
         )
+        self._prepare_pace.measured(outcome.ready - begun)
         chunk = self._conclude(engine, outcome, proposals[0], statistics)
         tree = snapshot(engine)
         if parameters.positions:
@@ -419,10 +431,8 @@ class Reasoner:
         engine, parts = self._engine, self._imagination
         if engine is None or parts is None or not (searched or statistics.drift_tripped):
             return
-        node = slot = None
-        if searched and statistics.root_visits > 1:
-            tree = engine.tree
-            node = int(tree.edges["child"][edges_of(tree, 0)[statistics.executed_id]])
+        slot = None
+        node = state_after(engine.tree, statistics.executed_id) if searched else None
         blended = chunk.source is ChunkSource.BLEND and self._parameters.blend_at == "decision"
         if node is not None and chunk.consumed == 0 and not blended:
             slot = node
@@ -435,7 +445,7 @@ class Reasoner:
                     parts.world_model.step(np.zeros(1, np.int64), macro, np.array([slot]))
                 except Exception as error:  # The decision stands; only the comparison is lost.
                     slot = None
-                    statistics.fallback_reason += f" drift monitor: {_told(error)}"
+                    statistics.note(f"drift monitor: {_told(error)}")
         self._foresight = Foresight(observation, slot, node)
 
 
@@ -454,16 +464,6 @@ def _reuse(
         return False
     world_model.copy(*engine.reuse(node, reference))
     return True
-
-
-def with_reference(prior: Prior) -> Propose:
-    """The search's candidates from a prior: the reference itself, then the prior's draws."""
-
-    def candidates(reference: Floats, count: int, rng: np.random.Generator) -> Proposals:
-        drawn = prior.sample_with_reference(reference, count, rng)
-        return Proposals(drawn.actions, drawn.log_density, drawn.origins)
-
-    return candidates
 
 
 def _segments(chunk: ActionChunk, steps: int) -> Floats:

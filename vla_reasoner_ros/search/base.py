@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ModelError
+from vla_reasoner_ros.priors.base import Candidates
 
 Floats = NDArray[np.floating[Any]]
 SOUND, ACTION, DENSITY = 0, -1, -2
@@ -28,25 +29,13 @@ Step = Callable[[Slots, NDArray[np.float32], Slots], None]
 Evaluate = Callable[[Slots], Floats]
 """``evaluate(slots (B,)) -> (K, B)`` values, one row per member of the ensemble."""
 
-Propose = Callable[[NDArray[np.float64], int, np.random.Generator], "Proposals"]
-"""``candidates(reference (B, M, D), count, rng)``: the reference and ``count`` draws a node."""
+Draw = Callable[[NDArray[np.float64], int, np.random.Generator], Candidates]
+"""``candidates(reference (B, M, D), count, rng)``: ``count`` draws a node, the reference first.
+
+See :meth:`~vla_reasoner_ros.priors.base.Prior.sample_with_reference`."""
 
 Uncertainty = Callable[[Slots], Floats]
 """``uncertainty(slots (B,)) -> (B,)`` disagreement about how each state came to be."""
-
-
-class Proposals(NamedTuple):
-    """Candidates of B nodes; column 0 is each node's reference itself.
-
-    Attributes:
-        actions: (B, 1 + K, M, D), SI units.
-        log_density: (B, 1 + K), up to one constant per node.
-        origins: (1 + K,) who drew each column.
-    """
-
-    actions: NDArray[np.float64]
-    log_density: NDArray[np.float64]
-    origins: tuple[str, ...]
 
 
 class Models(NamedTuple):
@@ -54,7 +43,7 @@ class Models(NamedTuple):
 
     step: Step
     evaluate: Evaluate
-    candidates: Propose
+    candidates: Draw
     uncertainty: Uncertainty | None = None
 
 
@@ -95,9 +84,9 @@ def doubted(uncertainty: Uncertainty, slots: Slots) -> NDArray[np.float64]:
     return np.ascontiguousarray(values, dtype=np.float64)
 
 
-def proposed(
+def drawn(
     models: Models, reference: NDArray[np.float64], count: int, rng: np.random.Generator
-) -> Proposals:
+) -> Candidates:
     """Ask the prior and check the form of its answer; the numbers are for :func:`fault_of`.
 
     Returns:
@@ -118,7 +107,7 @@ def proposed(
         raise ModelError(f"prior: expected {1 + count} origins, got {len(answer.origins)}")
     actions = np.ascontiguousarray(answer.actions, np.float64).reshape(nodes, 1 + count, -1)
     log_density = np.ascontiguousarray(answer.log_density, np.float64)
-    return Proposals(actions, log_density, answer.origins)
+    return Candidates(actions, log_density, answer.origins)
 
 
 def refuse(fault: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.priors.base import Candidates
 from vla_reasoner_ros.rotations import with_unit_quaternions
-from vla_reasoner_ros.search.base import Models, Proposals, proposed
+from vla_reasoner_ros.search.base import Models, drawn
 from vla_reasoner_ros.search.blend import Mix, blended, mix_into
 from vla_reasoner_ros.search.selection import Rules
 from vla_reasoner_ros.search.tree import (
@@ -24,6 +27,8 @@ from vla_reasoner_ros.types import ActionSpec
 
 POLICY = "policy"
 """The origin of every reference: the policy's own segment, or what continues it."""
+POLICY_ORIGIN = 0
+"""Its place in :attr:`CandidateSource.origins`, and so in the tree."""
 
 
 class CandidateSource:
@@ -74,7 +79,7 @@ class CandidateSource:
 
     def ask(
         self, models: Models, reference: Floats, count: int, rng: np.random.Generator
-    ) -> Proposals:
+    ) -> Candidates:
         """Draw ``count`` candidates around each of B references (B, M * D).
 
         Returns:
@@ -83,7 +88,7 @@ class CandidateSource:
         Raises:
             ModelError: the prior's answer has the wrong form.
         """
-        return proposed(models, reference.reshape(-1, *self._shape), count, rng)
+        return drawn(models, reference.reshape(-1, *self._shape), count, rng)
 
 
 @numba.njit(cache=True)
@@ -126,12 +131,11 @@ def attach(
         if tree.nodes[node].edge_count > 1:
             weight = tree.edges[best_edge(tree, node, rule.discount)].prior
         elif begin == 1:
-            tree.edges[tree.nodes[node].first_edge].prior = np.exp(
-                (log_density[row, 0] - best) / rule.prior_temperature
-            )
+            below = _below(best, log_density[row, 0])
+            tree.edges[tree.nodes[node].first_edge].prior = np.exp(-below / rule.prior_temperature)
         for i in range(begin, min(len(kept), begin + rule.fan - tree.nodes[node].edge_count)):
             column = kept[i]
-            below = best - log_density[row, column] if best > -np.inf else 0.0
+            below = _below(best, log_density[row, column])
             prior = weight * np.exp(-below / rule.prior_temperature)
             action[:] = actions[row, column]
             if i > 0:
@@ -143,6 +147,12 @@ def attach(
                 tree.edges[edge].prior = 0.0
                 tree.counters[PRUNED] += 1
         _normalise(tree, node)
+
+
+@numba.njit(cache=True)
+def _below(best: float, log_density: float) -> float:
+    """Nats by which a density lies below the best; 0 where all of them are zero."""
+    return best - log_density if best > -np.inf else 0.0
 
 
 @numba.njit(cache=True)
@@ -181,6 +191,13 @@ def _pull(mix: Mix, reference: Floats, action: Floats, share: float) -> None:
     if share == 1.0:
         return
     for first in range(0, len(action), mix.size):
+        if len(mix.rotation) == 4:
+            # A quaternion and its negative are one rotation: take the one on the reference's side.
+            product = 0.0
+            for i in mix.rotation:
+                product += action[first + i] * reference[first + i]
+            for i in mix.rotation:
+                action[first + i] = math.copysign(1.0, product) * action[first + i]
         for i in mix.motion:
             centre = reference[first + i]
             action[first + i] = centre + share * (action[first + i] - centre)
@@ -198,6 +215,8 @@ def _normalise(tree: Tree, node: int) -> None:
     while edge != NONE:
         total += tree.edges[edge].prior
         edge = tree.edges[edge].sibling
+    if total == 0.0:  # All that is left underflowed or was cut off.
+        return
     edge = tree.nodes[node].first_edge
     while edge != NONE:
         tree.edges[edge].prior /= total

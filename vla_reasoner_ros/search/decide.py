@@ -113,6 +113,18 @@ def choose_root(engine: Engine, root: Root) -> Choice:
     )
 
 
+def state_after(tree: Tree, candidate: int) -> int | None:
+    """The node that a root candidate leads to; None where nothing was imagined, or it was cut off.
+
+    Args:
+        tree: after a search, also after one that never began.
+        candidate: its id.
+    """
+    edges = edges_of(tree, 0)
+    child = int(tree.edges["child"][edges[candidate]]) if candidate < len(edges) else NONE
+    return child if child >= 0 else None
+
+
 def line_from(engine: Engine, winner: int, steps: int) -> Floats:
     """The actions that the tree recommends: the winner's, then its best children's in turn.
 

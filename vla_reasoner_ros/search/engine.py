@@ -8,17 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ModelError
+from vla_reasoner_ros.priors.base import Candidates
 from vla_reasoner_ros.search import rivals
-from vla_reasoner_ros.search.base import SOUND, Models, Proposals, doubted, evaluated, refuse
+from vla_reasoner_ros.search.base import SOUND, Models, doubted, evaluated, refuse
 from vla_reasoner_ros.search.blend import mix_of
 from vla_reasoner_ros.search.budget import Budget, Stop
-from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
+from vla_reasoner_ros.search.candidates import POLICY, POLICY_ORIGIN, CandidateSource
 from vla_reasoner_ros.search.direct import direct
 from vla_reasoner_ros.search.gate import Verdict, ask
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.selection import rules_of
 from vla_reasoner_ros.search.stages import Stages
 from vla_reasoner_ros.search.tree import (
+    LARGEST_VALUE,
     NODES,
     back_up,
     edge_capacity,
@@ -51,6 +53,7 @@ class Outcome:
         simulations: macro-actions imagined, or values backed up again.
         allowed: simulations the budget allowed.
         calls: batched calls of the world model.
+        ready: when the first wave could begin, s, on the clock of the stages.
         stop: why it ended.
         verdict: what the gate said.
     """
@@ -58,6 +61,7 @@ class Outcome:
     simulations: int = 0
     allowed: int = 0
     calls: int = 0
+    ready: float = 0.0
     stop: Stop = Stop.SIMULATIONS
     verdict: Verdict = Verdict.OFF
 
@@ -115,14 +119,14 @@ class Engine:
 
         Raises:
             ModelError: a model answered in the wrong form, or the value of the state seen now is
-                not finite.
+                not finite, or larger than :data:`LARGEST_VALUE`.
         """
         outcome = Outcome()
         segments = np.ascontiguousarray(segments, np.float64)
         tree, parameters = self.tree, self.parameters
         mean, spread = moments(evaluated(models, np.zeros(1, np.int64)), 0)
         value = mean - parameters.pessimism * spread
-        if not np.isfinite(value):
+        if not abs(value) <= LARGEST_VALUE:
             raise ModelError(f"value: the state seen now has value {value}")
         stages.lap("value")
         if keep_tree:
@@ -132,9 +136,9 @@ class Engine:
             reset(tree)
             tree.nodes["leaf_value"][0] = value
             back_up(tree, 0, value, spread, parameters.discount, False)
-        outcome.allowed = budget.allowed
+        outcome.allowed, outcome.ready = budget.allowed, stages.last
         if parameters.method == "tree":
-            self._grow(models, segments, budget, rng, stages, outcome)
+            self._grow(models, segments, mean, budget, rng, stages, outcome)
         else:
             rollouts = rivals.Rollouts(
                 tree, models, self.source, segments, budget, rng, stages, parameters, self.spec
@@ -147,9 +151,9 @@ class Engine:
     def compile(self) -> None:
         """Run every kernel once on a state that never changes; loads or fills the disk cache."""
 
-        def candidates(reference: Floats, count: int, rng: np.random.Generator) -> Proposals:
+        def candidates(reference: Floats, count: int, rng: np.random.Generator) -> Candidates:
             actions = np.repeat(reference[:, None], 1 + count, axis=1)
-            return Proposals(actions, np.zeros(actions.shape[:2]), (POLICY,) * (1 + count))
+            return Candidates(actions, np.zeros(actions.shape[:2]), (POLICY,) * (1 + count))
 
         models = Models(
             step=lambda parents, actions, children: None,
@@ -173,7 +177,7 @@ class Engine:
             self.tree,
             top,
             reference.astype(np.float32),
-            0,
+            POLICY_ORIGIN,
             self.parameters.fan,
             self.parameters.discount,
         )
@@ -182,11 +186,13 @@ class Engine:
         self,
         models: Models,
         segments: Floats,
+        now: float,
         budget: Budget,
         rng: np.random.Generator,
         stages: Stages,
         outcome: Outcome,
     ) -> None:
+        """Grow the tree wave by wave; the state seen now has the mean value ``now``."""
         tree, rules, wave = self.tree, self.rules, self._wave
         parameters, gate = self.parameters, self.parameters.gate
         if parameters.selection == "gumbel":
@@ -217,7 +223,7 @@ class Engine:
             budget.end_wave(int(tree.counters[NODES]) - before + again)
             if not asked and leaves:
                 asked = True
-                slope = (float(values[:, 0].mean()) - float(tree.nodes["leaf_value"][0])) / longest
+                slope = (float(values[:, 0].mean()) - now) / longest
                 outcome.verdict = ask(gate, slope, float(values[:, 0].std()))
                 if outcome.verdict is Verdict.SKIP:
                     budget.stop = Stop.GATE
@@ -275,7 +281,8 @@ class Engine:
             exhaustive=by_nodes
             and parameters.selection != "gumbel"
             and parameters.first_play == "try_all"
-            and not (parameters.widening.enabled or parameters.rollout or parameters.reuse),
+            and not (parameters.widening.enabled or parameters.rollout),
+            childless=parameters.reuse,
         )
 
     def _imagine(self, models: Models, made: int, count: int) -> None:

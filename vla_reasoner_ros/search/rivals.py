@@ -21,6 +21,7 @@ from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.stages import Stages
 from vla_reasoner_ros.search.tree import (
+    LARGEST_VALUE,
     Ints,
     Tree,
     add_edge,
@@ -84,6 +85,8 @@ class Rollouts:
         """
         drawn = np.empty((count, *around.shape))
         origins: tuple[str, ...] = ()
+        if count == 0:
+            return drawn, origins
         for level, reference in enumerate(around):
             if level < len(self._segments) or level == 0:
                 actions, names = self._ask(reference[None], count)
@@ -146,7 +149,7 @@ class Rollouts:
         parameters = self.parameters
         value, limit = mean - parameters.pessimism * spread, parameters.uncertainty_limit
         supported = limit == 0.0 or doubt <= limit
-        if not (math.isfinite(value) and math.isfinite(doubt) and supported):
+        if not (abs(value) <= LARGEST_VALUE and math.isfinite(doubt) and supported):
             cut_chain(self._tree, leaf)
             return -math.inf
         settle_chain(self._tree, leaf, value)
@@ -194,6 +197,9 @@ def cross_entropy(rollouts: Rollouts) -> None:
         if len(scores) < count:
             return
         best = np.argsort(-scores, kind="stable")[: max(2, math.ceil(cem.elite_fraction * count))]
+        best = best[np.isfinite(scores[best])]
+        if not len(best):
+            return
         elites = sequences[best]
         mean, deviation = elites.mean(0), elites.std(0)
         mean[..., ~rollouts.source.motion] = elites[0][..., ~rollouts.source.motion]
@@ -220,8 +226,8 @@ def path_integral(rollouts: Rollouts) -> None:
         nominal[..., ~rollouts.source.motion] = sequences[scores.argmax()][
             ..., ~rollouts.source.motion
         ]
-    if rounds:
-        rollouts.score(rollouts.source.valid(nominal[None]), ("mppi",))
+    name = POLICY if nominal is own else "mppi"
+    rollouts.score(rollouts.source.valid(nominal[None]), (name,))
 
 
 RIVALS: dict[str, Callable[[Rollouts], None]] = {

@@ -1,4 +1,18 @@
-"""Which candidate of a node is tried next: ucb with density pseudo-counts, puct or gumbel."""
+"""Which candidate of a node is tried next: ucb with density pseudo-counts, puct or gumbel.
+
+With Q the discounted value of a candidate and P its prior density, normalised among its siblings, n
+its visits and N its node's, those under way included, and c the exploration:
+
+- ``puct``: Q + c P sqrt(N) / (1 + n) (Silver et al., "Mastering the game of Go without human
+  knowledge", 2017);
+- ``ucb``: Q + c sqrt(ln(1 + N) / (1 + N P)) (arXiv 2509.22643; its exact formula is not public);
+- ``gumbel``: sequential halving at the root, below it what the improved policy lacks in visits
+  (Danihelka et al., "Policy improvement by planning with Gumbel", 2022, section 5).
+
+Q is scaled by the smallest and largest value backed up so far (Schrittwieser et al., "Mastering
+Atari, Go, chess and shogi by planning with a learned model", 2020, eq. 5). Visits under way lower
+it (virtual loss; Chaslot et al., "Parallel Monte-Carlo tree search", 2008).
+"""
 
 from __future__ import annotations
 
@@ -139,12 +153,18 @@ def choose(tree: Tree, rules: Rules, node: int, untried: bool = False) -> int:
     The root's first candidate, the policy's own, comes before all others: it is always scored.
     Ties go to the first.
     """
-    rule = rules.numbers[0]
     first = tree.nodes[node].first_edge
     if node == 0 and _is_open(tree, first) and _visits(tree, first) == 0:
         return first
-    if rule.selection == GUMBEL:
+    if rules.numbers[0].selection == GUMBEL:
         return _choose_gumbel(tree, rules, node, untried)
+    return _choose_by_score(tree, rules, node, untried)
+
+
+@numba.njit(cache=True)
+def _choose_by_score(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
+    """The open edge with the largest score by puct or ucb, see the module."""
+    rule = rules.numbers[0]
     low, scale = 0.0, 1.0
     if rule.normalise:
         low = tree.bounds[0]
@@ -156,7 +176,7 @@ def choose(tree: Tree, rules: Rules, node: int, untried: bool = False) -> int:
     bonus, logarithm = rule.exploration * math.sqrt(visits), 0.0
     if rule.selection == UCB:
         logarithm = math.log(1.0 + visits)
-    best, best_score, edge = NONE, -np.inf, first
+    best, best_score, edge = NONE, -np.inf, tree.nodes[node].first_edge
     while edge != NONE:
         child, prior = tree.edges[edge].child, tree.edges[edge].prior
         here, edge = edge, tree.edges[edge].sibling
@@ -220,8 +240,17 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
 
 @numba.njit(cache=True)
 def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
+    """The open edge that is due at the root; below it, the one that has the fewest visits too few.
+
+    Due is, by the schedule, the best-scored of those with so many visits. Below the root it is the
+    largest ``pi(a) - n(a) / (1 + sum n)`` of the improved policy pi = softmax(scores) (Danihelka et
+    al., 2022, section 5).
+    """
     scores = gumbel_scores(tree, rules, node)
-    started = tree.nodes[node].visits - 1 + tree.nodes[node].in_flight
+    edges = edges_of(tree, node)
+    started = 0
+    for edge in edges:
+        started += _visits(tree, edge)
     best, best_score = NONE, -np.inf
     if node == 0:
         due = rules.schedule[min(started, len(rules.schedule) - 1)]
@@ -231,7 +260,7 @@ def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
         for i in range(len(scores)):
             scores[i] = math.exp(scores[i] - top)
             total += scores[i]
-    for i, edge in enumerate(edges_of(tree, node)):
+    for i, edge in enumerate(edges):
         if not _is_open(tree, edge) or (untried and tree.edges[edge].child != NONE):
             continue
         tried = _visits(tree, edge)

@@ -90,6 +90,10 @@ class SearchStatistics:
         """State that the decision is not a full search's, and why."""
         self.status, self.fallback_reason = status, reason
 
+    def note(self, remark: str) -> None:
+        """Add to the reason something that went wrong beside the decision itself."""
+        self.fallback_reason = "; ".join(filter(None, (self.fallback_reason, remark)))
+
 
 @dataclass(frozen=True)
 class TreeSnapshot:

@@ -21,6 +21,9 @@ CUT = -2
 NODES, EDGES, WAVE, PRUNED, LEAVES, DEPTHS = range(6)
 """Places in :attr:`Tree.counters`; LEAVES and DEPTHS count evaluated leaves and sum their depth."""
 
+LARGEST_VALUE = 1e150
+"""Values beyond are cut off as infinite ones are: their squares would be."""
+
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.floating[Any]]
@@ -91,7 +94,12 @@ def new_tree(nodes: int, edges: int, width: int) -> Tree:
 
 
 def edge_capacity(
-    nodes: int, depth: int, fan: int, drawn: int = 0, exhaustive: bool = False
+    nodes: int,
+    depth: int,
+    fan: int,
+    drawn: int = 0,
+    exhaustive: bool = False,
+    childless: bool = False,
 ) -> int:
     """Edges that a tree can need.
 
@@ -110,6 +118,8 @@ def edge_capacity(
         fan: candidates that a node may have.
         drawn: candidates drawn at once, if a node draws again when all have been tried; else 0.
         exhaustive: every candidate of a node is tried before any twice, without rollouts.
+        childless: expanded nodes may have lost all their children, as in a kept subtree, which
+            leaves behind the states that were cut off: only their number bounds them then.
     """
     inner, level = 1, 1
     for _ in range(1, depth):
@@ -117,6 +127,8 @@ def edge_capacity(
         inner += level
         if inner >= nodes:
             break
+    if childless:
+        return min(inner, nodes) * fan
     expanded = min(inner, 1 + (nodes - 1) * (depth - 1) // depth)
     if exhaustive:
         expanded = min(expanded, 1 + max(0, fan * (nodes - 2) // (2 * fan - 1)))

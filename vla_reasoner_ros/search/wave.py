@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.search.base import SOUND, fault_of
 from vla_reasoner_ros.search.blend import Mix
-from vla_reasoner_ros.search.candidates import attach
+from vla_reasoner_ros.search.candidates import POLICY_ORIGIN, attach
 from vla_reasoner_ros.search.selection import Rules, choose, wants_candidates
 from vla_reasoner_ros.search.tree import (
     CUT,
+    LARGEST_VALUE,
     NONE,
     WAVE,
     Floats,
@@ -57,7 +58,7 @@ class Wave(NamedTuple):
     parents: NDArray[np.int64]  # (W,) states to imagine from
     children: NDArray[np.int64]  # (W,) states to imagine
     actions: NDArray[np.float32]  # (W, A)
-    expand: Ints  # (W,) nodes that need candidates
+    wanting: Ints  # (W,) nodes that need candidates
     reference: Floats  # (W, A) the macro-actions to draw around
     scale: Floats  # (W,) how far from it, relative to the prior
 
@@ -69,7 +70,7 @@ def new_wave(size: int, width: int) -> Wave:
         parents=np.zeros(size, np.int64),
         children=np.zeros(size, np.int64),
         actions=np.zeros((size, width), np.float32),
-        expand=np.zeros(size, np.int32),
+        wanting=np.zeros(size, np.int32),
         reference=np.zeros((size, width)),
         scale=np.zeros(size),
     )
@@ -128,7 +129,9 @@ def expand(
     if fault != SOUND:
         return fault
     count = len(actions)
-    attach(tree, rules, mix, wave.expand[:count], wave.scale[:count], actions, log_density, origins)
+    attach(
+        tree, rules, mix, wave.wanting[:count], wave.scale[:count], actions, log_density, origins
+    )
     return _place(tree, rules, wave, made)
 
 
@@ -153,10 +156,10 @@ def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int) -
         if wave.descents[i].kind != NEW or tree.nodes[node].depth >= rules.numbers[0].depth:
             continue
         action = _reference(tree, segments, node)
-        edge = add_edge(tree, node, action, 1.0, tree.edges[0].origin)
-        wave.descents[i].leaf = _imagine(tree, node, edge)
+        edge = add_edge(tree, node, action, 1.0, POLICY_ORIGIN)
+        wave.descents[i].leaf = _add_child(tree, node, edge)
         tree.nodes[wave.descents[i].leaf].in_flight = 1
-        _list(tree, wave, i, count)
+        _list_state(tree, wave, i, count)
         count += 1
     if count == 0:
         for i in range(made):
@@ -211,7 +214,7 @@ def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> 
         value, doubt = mean - rule.pessimism * spread, wave.descents[i].doubt
         column += 1
         unsupported = rule.uncertainty_limit > 0.0 and doubt > rule.uncertainty_limit
-        if not (math.isfinite(value) and math.isfinite(doubt)) or unsupported:
+        if not (abs(value) <= LARGEST_VALUE and math.isfinite(doubt)) or unsupported:
             cut_off(tree, wave.descents[i].top)
             continue
         back_up(tree, leaf, value, spread, rule.discount, rule.best_child)
@@ -248,7 +251,7 @@ def _descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) 
                 kind = AGAIN
             elif _can_wait(tree, rules, node):
                 if tree.nodes[node].waiting == 0:
-                    _ask(tree, rules, wave, segments, node, expanding)
+                    _request(tree, rules, wave, segments, node, expanding)
                     expanding += 1
                 tree.nodes[node].waiting += 1
                 kind = WAITING
@@ -261,7 +264,7 @@ def _descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) 
                         kind = AGAIN
                     break
                 if tree.edges[edge].child == NONE:
-                    node = _imagine(tree, node, edge)
+                    node = _add_child(tree, node, edge)
                     kind = NEW
                 else:
                     node = tree.edges[edge].child
@@ -290,12 +293,12 @@ def _place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
             if edge == NONE:
                 wave.descents[i].kind = DROPPED
                 continue
-            wave.descents[i].leaf = wave.descents[i].top = _imagine(tree, node, edge)
+            wave.descents[i].leaf = wave.descents[i].top = _add_child(tree, node, edge)
             wave.descents[i].kind = NEW
             mark_path(tree, wave.descents[i].leaf, 1)
         if wave.descents[i].kind == NEW:
             wave.descents[i].doubt = 0.0
-            _list(tree, wave, i, count)
+            _list_state(tree, wave, i, count)
             count += 1
     return count
 
@@ -313,10 +316,10 @@ def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
 
 
 @numba.njit(cache=True)
-def _ask(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, place: int) -> None:
+def _request(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, place: int) -> None:
     """Note a node that needs candidates, and where to draw them."""
     rule = rules.numbers[0]
-    wave.expand[place], wave.scale[place] = node, 1.0
+    wave.wanting[place], wave.scale[place] = node, 1.0
     if tree.nodes[node].edge_count > 1:
         wave.reference[place] = tree.action[best_edge(tree, node, rule.discount)]
         rounds = (tree.nodes[node].edge_count - 1) // rule.drawn
@@ -327,6 +330,7 @@ def _ask(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, plac
 
 @numba.njit(cache=True)
 def _reference(tree: Tree, segments: Floats, node: int) -> Floats:
+    """(A,) the policy's own macro-action at the node's depth, past its chunk the parent's."""
     depth = tree.nodes[node].depth
     if depth < len(segments):
         return segments[depth]
@@ -334,7 +338,7 @@ def _reference(tree: Tree, segments: Floats, node: int) -> Floats:
 
 
 @numba.njit(cache=True)
-def _list(tree: Tree, wave: Wave, i: int, place: int) -> None:
+def _list_state(tree: Tree, wave: Wave, i: int, place: int) -> None:
     """Note the state at the end of a descent as one to imagine."""
     leaf = wave.descents[i].leaf
     wave.parents[place] = tree.nodes[leaf].parent
@@ -343,7 +347,8 @@ def _list(tree: Tree, wave: Wave, i: int, place: int) -> None:
 
 
 @numba.njit(cache=True)
-def _imagine(tree: Tree, node: int, edge: int) -> int:
+def _add_child(tree: Tree, node: int, edge: int) -> int:
+    """Give a candidate its node, which the world model has yet to imagine."""
     leaf = new_node(tree, node, edge, tree.nodes[node].depth + 1)
     tree.edges[edge].child = leaf
     return leaf
@@ -351,6 +356,7 @@ def _imagine(tree: Tree, node: int, edge: int) -> int:
 
 @numba.njit(cache=True)
 def _is_dead_end(tree: Tree, node: int) -> bool:
+    """Whether every candidate of an expanded node was cut off."""
     edge = tree.nodes[node].first_edge
     while edge != NONE:
         if tree.edges[edge].child != CUT:
