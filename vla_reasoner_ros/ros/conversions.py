@@ -83,15 +83,22 @@ def image_from_message(message: Image | CompressedImage, topic: str) -> NDArray[
 
 def _by_cv_bridge(message: Image, topic: str) -> NDArray[np.uint8] | None:
     try:
-        from cv_bridge import CvBridge, CvBridgeError
+        from cv_bridge import CvBridge
     except ImportError:
         return None
     try:
-        return np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"), dtype=np.uint8)
-    except (CvBridgeError, TypeError, ValueError) as error:
+        image = np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"), dtype=np.uint8)
+    except Exception as error:  # what it raises of a bad message depends on it, OpenCV and NumPy
         raise ObservationError(
             f"{topic}: encoding {message.encoding!r} cannot be converted: {error}"
         ) from error
+    expected = (message.height, message.width, 3)
+    if image.shape != expected:  # it cuts a row that step says is short
+        raise ObservationError(
+            f"{topic}: step is {message.step} bytes for {message.width} pixels of "
+            f"{message.encoding}: expected an image of {expected}, got {image.shape}"
+        )
+    return image
 
 
 def image_from_bytes(data: bytes, word: str, topic: str) -> NDArray[np.uint8]:
