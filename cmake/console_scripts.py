@@ -13,6 +13,9 @@ import sys
 
 try:
     from {module} import {function}
+except KeyboardInterrupt:
+    print("{name}: interrupted", file=sys.stderr)
+    sys.exit(130)
 except ModuleNotFoundError as error:
     sys.exit(
         f"{name}: {{error}}; the Python packages of vla_reasoner_ros are not all here "

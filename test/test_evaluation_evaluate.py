@@ -88,6 +88,8 @@ def test_a_wrong_setting_is_refused_before_anything_runs(tmp_path):
     words = parsed("--json", str(tmp_path / "out.json"), "--set", "search.dephts=3")
     with pytest.raises(ConfigurationError, match=r"did you mean search\.depth"):
         evaluate.run(words)
+    with pytest.raises(ConfigurationError, match="is a folder; name a file in it"):
+        evaluate.run(parsed("--json", str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -179,24 +179,33 @@ def test_a_worker_process_that_imports_an_executable_runs_nothing():
     runpy.run_path(str(prefix() / "bin" / "vla-reasoner"), run_name="__mp_main__")
 
 
-def test_an_executable_without_its_packages_says_where_they_come_from(tmp_path):
-    command = [sys.executable, ROOT / "cmake" / "console_scripts.py", ROOT / "setup.cfg", tmp_path]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    script = (tmp_path / "camera_node").read_text()
-    ended = subprocess.run(
-        [sys.executable, "-S", "-"],
-        input=script,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={},
-        cwd="/",
-    )
+@pytest.fixture
+def executable(tmp_path):
+    """Runs the executable camera_node in a Python whose packages are the files given."""
+
+    def run(**files):
+        command = [sys.executable, ROOT / "cmake" / "console_scripts.py", ROOT / "setup.cfg"]
+        subprocess.run([*command, tmp_path], check=True, stdout=subprocess.DEVNULL)
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        command = [sys.executable, "-S", tmp_path / "camera_node"]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env={}, cwd="/")
+
+    return run
+
+
+def test_an_executable_without_its_packages_says_where_they_come_from(executable):
+    ended = executable()
     assert ended.returncode == 1
     assert re.fullmatch(
         r"camera_node: No module named '\w+'; the Python packages of .* \(docs/install.md\)\n",
         ended.stderr,
     )
+
+
+def test_an_executable_that_is_interrupted_while_it_imports_says_so_in_one_line(executable):
+    ended = executable(vla_reasoner_ros="raise KeyboardInterrupt")
+    assert (ended.returncode, ended.stderr) == (130, "camera_node: interrupted\n")
 
 
 def test_messages_modules_and_share_files_are_installed_together():

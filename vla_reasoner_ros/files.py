@@ -13,9 +13,20 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Args:
         path: the file; its folder is made when missing. An existing file is replaced.
         content: all of it.
+
+    Raises:
+        OSError: it names ``path``, not the temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(path, content)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _write(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -79,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         held_out=arguments.held_out,
         latency_true=arguments.latency_true,
     )
+    if arguments.json.is_dir():
+        raise ConfigurationError(f"--json: {arguments.json} is a folder; name a file in it")
     cases = plan(arguments.tasks, arguments.episodes, arguments.seed_start, names)
     for name in names:
         arm_table.search_parameters(name, settings.overrides)

@@ -32,7 +32,7 @@ from vla_reasoner_ros.ros.episodes import CONTROLLER, PLANNER, SIMULATOR
 from vla_reasoner_ros.ros.graph import GraphClient
 from vla_reasoner_ros.ros.processes import NodeProcess, ProcessGraph
 from vla_reasoner_ros.sim.scene import compile_scene
-from vla_reasoner_ros.sim.tasks import TASKS
+from vla_reasoner_ros.sim.tasks import TASKS, get_task
 
 PICTURE_SIZE = (800, 600)
 MANAGED = {"autostart": False, "use_sim_time": True}
@@ -141,6 +141,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the demonstration; the exit code is 0 only when everything ran to its end."""
     arguments = parse(words)
     try:
+        tasks = [get_task(name).name for name in arguments.tasks.split(",")]
+        overrides = parse_overrides(arguments.set)
+        arm_table.search_parameters("search", overrides)  # a typing error is said before the start
         with ProcessGraph(arguments.out / "log") as graph:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, graph.interrupt)
@@ -155,16 +158,21 @@ def main(words: Sequence[str] | None = None) -> int:
             with GraphClient(graph, "demo") as client:
                 campaign = Campaign(
                     client,
-                    arguments.tasks.split(","),
+                    tasks,
                     arguments.seed_start,
                     arguments.seeds,
                     arguments.minutes,
-                    parse_overrides(arguments.set),
+                    overrides,
                 )
                 campaign.run()
         finish(campaign.records, campaign.arms, arguments)
     except VlaReasonerError as error:
         print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"demo: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
