@@ -346,6 +346,30 @@ def test_a_planner_that_falls_silent(bench):
     free_again(bench)
 
 
+def test_a_deadman_that_listens_elsewhere_says_that_it_is_blind(bench):
+    """As one whose output is another than the arm controller's."""
+    listens_to(bench, "pose")
+    bench.send(bench.chunk(np.tile(0.15 * FORWARD[0], (40, 1))))
+    bench.run(0.7)
+
+    def said():
+        found = bench.diagnostics.get(f"{DEADMAN}: deadman")
+        return found and found.message.startswith("blind: the arm controller moves the arm")
+
+    bench.wait(said, "the diagnostics")
+    listens_to(bench, "joint_trajectory")
+
+
+def listens_to(bench, output):
+    for transition in (lifecycle.DEACTIVATE, lifecycle.CLEANUP):
+        bench.client.change(DEADMAN, transition)
+    bench.client.set_parameters(DEADMAN, {"output": output})
+    for transition in (lifecycle.CONFIGURE, lifecycle.ACTIVATE):
+        bench.client.change(DEADMAN, transition)
+    bench.deadman = None
+    bench.run(0.05)
+
+
 def test_a_controller_that_is_killed_and_started_again_with_a_full_disk(bench):
     """The deadman stops the arm; the new process has nowhere to write its log."""
     bench.send(bench.chunk(np.tile(0.3 * FORWARD[0], (20, 1))))

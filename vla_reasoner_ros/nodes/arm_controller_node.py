@@ -26,6 +26,7 @@ from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import chunk_from_message, status_to_message
 from vla_reasoner_ros.ros.diagnostics import Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
+from vla_reasoner_ros.types import ActionChunk as Chunk
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,8 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         """Take the arm as it stands."""
         self._executor.reset_reference(self.now_ns())
         enabled = self.parameters.enable_control
-        self.get_logger().info(
-            f"{self._executor.robot.name}: "
-            + ("commands are sent" if enabled else "dry run, enable_control is false")
-        )
+        said = "commands are sent" if enabled else "dry run, enable_control is false"
+        self.get_logger().info(f"{self._executor.robot.name}: {said}")
 
     def deactivate(self) -> None:
         """Bring the arm to rest."""
@@ -121,18 +120,21 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
     def _chunk_came(self, message: ActionChunk) -> None:
         now_ns = self.now_ns()
         try:
-            try:
-                chunk = chunk_from_message(message)
-            except ActionChunkError as error:
-                self._executor.reject(str(error))
-                raise
-            self._outputs.send(self._executor.submit(chunk, now_ns).commands)
+            self._outputs.send(self._executor.submit(self._read(message), now_ns).commands)
         except (ActionChunkError, ChunkRejected):
             if self.parameters.motion.repeat_on_rejection:
                 self._outputs.send(self._executor.repeat(now_ns))
             raise
         finally:
             self._publish_status()
+
+    def _read(self, message: ActionChunk) -> Chunk:
+        """The chunk of a message; one that cannot be read counts as refused."""
+        try:
+            return chunk_from_message(message)
+        except ActionChunkError as error:
+            self._executor.reject(str(error))
+            raise
 
     def _joints_came(self, message: JointState) -> None:
         names = self._executor.robot.joint_names
@@ -152,6 +154,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
     def _wall_tick(self) -> None:
         """The look of a clock that nothing stops; it also keeps saying that this node lives."""
         wall = time.monotonic()
+        self._outputs.look()
         self._outputs.send(self._executor.wall_tick(self.now_ns(), wall))
         if wall - self._said >= self.parameters.status_period:
             self._publish_status()

@@ -101,6 +101,7 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
     def activate(self) -> None:
         """Watch, with nothing known of the time before."""
         self._deadman = Deadman(self._robot, self.parameters)
+        self._stop.forget()
         self._unheard_ns = None
         self._publish_status()
 
@@ -148,7 +149,7 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
             self._stop.send(stop)
         problem = self._stop.look()
         if problem and not self._deadman.reason:
-            self._deadman.reason = problem
+            self._deadman.reason = problem  # latched, as one that it found itself
             self._deadman.stops += 1
         if stop is not None or problem:
             self._publish_status()

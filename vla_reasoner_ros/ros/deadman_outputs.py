@@ -99,6 +99,9 @@ class StopAdapter:
         self.robot = robot
         self.parameters = parameters
 
+    def forget(self) -> None:
+        """Nothing is known of the time before now."""
+
     def watch(self, message: JointTrajectory) -> None:
         """The arm controller tells of a motion."""
 
@@ -147,8 +150,12 @@ class GoalStop(StopAdapter):
         self._cancel = self.node.create_client(
             CancelGoal, f"{name}/_action/cancel_goal", callback_group=self.node.work
         )
-        self._asked: Future | None = None
         self._asked_wall = 0.0
+        self.forget()
+
+    def forget(self) -> None:
+        """No answer is waited for."""
+        self._asked: Future | None = None
 
     def send(self, stop: TimedTrajectory) -> None:
         """Send it as a goal."""
@@ -209,6 +216,10 @@ class StreamStop(StopAdapter):
             callback_group=self.node.work,
         )
         self._sent: deque[int] = deque(maxlen=REMEMBERED)
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing was heard yet, and nothing is to be stopped."""
         self._last: Any = None
         self._heard_ns = 0
         self._stopping = False
@@ -285,6 +296,10 @@ class TwistStop(StreamStop):
             f"driver must halt by itself {self.parameters.driver_timeout:g} s after the last "
             "message, as MoveIt Servo does (incoming_command_timeout)"
         )
+
+    def forget(self) -> None:
+        """No motion is known either."""
+        super().forget()
         self._motion: TimedTrajectory | None = None
         self._moving = False
         self._velocity = np.zeros(self.robot.joints)
