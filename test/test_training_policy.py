@@ -9,7 +9,12 @@ from vla_reasoner_ros.data.episodes import EpisodeSet, EpisodeWriter
 from vla_reasoner_ros.errors import ConfigurationError, EpisodeError
 from vla_reasoner_ros.policies.small_vla import Architecture, SmallVla
 from vla_reasoner_ros.training import policy, prior
-from vla_reasoner_ros.training.policy import ChunkSamples
+from vla_reasoner_ros.training.policy import (
+    ChunkSamples,
+    Cloning,
+    CloningParameters,
+    cloning_loss,
+)
 from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Observation, Representation
 
 pytest.importorskip(language.PACKAGE)
@@ -71,6 +76,18 @@ def arguments(module, *words):
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     return parser.parse_args([str(word) for word in words])
+
+
+@pytest.mark.parametrize(("gripper", "objects"), [(0.3, 0.5), (0.0, 0.0), (2.0, 1.0)])
+def test_the_parts_of_the_loss_count_as_much_as_was_asked_for(samples, gripper, objects):
+    architecture = Architecture(image_size=(SIZE, SIZE), horizon=8)
+    weights = CloningParameters(gripper=gripper, objects=objects, least_translation=0.05)
+    module = Cloning(architecture, samples.objects.shape[1], weights)
+    module.normalise(samples)
+    assert module.network.motion_scale[:3].min() >= 0.05
+    parts = cloning_loss(module, samples.batch(np.arange(4), None))
+    expected = parts["motion"] + gripper * parts["gripper"] + objects * parts["objects"]
+    assert float(parts["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_sample_holds_the_answers_from_its_step_on_and_marks_those_past_the_end(samples):
@@ -181,5 +198,5 @@ def test_folds_must_fit_the_episodes(tmp_path, folds):
     for seed in range(4):
         record(tmp_path, seed)
     words = ["--data", tmp_path, "--output", tmp_path / "kde", "--folds", folds]
-    with pytest.raises(ConfigurationError, match="2 to 4 folds"):
+    with pytest.raises(ConfigurationError, match="expected 2 or more and at most one"):
         prior.run(arguments(prior, *words))

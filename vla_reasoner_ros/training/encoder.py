@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_reasoner_ros import executor
-from vla_reasoner_ros.arguments import COUNT, POSITIVE, WHOLE
+from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.data.recordings import recordings_of
@@ -38,7 +38,8 @@ from vla_reasoner_ros.training.frames import (
     project,
     upright,
 )
-from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
+from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
+from vla_reasoner_ros.training.trainer import Batch, train
 from vla_reasoner_ros.weights import load_into, load_model, save_model
 from vla_reasoner_ros.world_models.encoder import (
     MODEL_NAME,
@@ -272,20 +273,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vision-size", type=COUNT, default=224, help="side that its pictures are enlarged to"
     )
-    parser.add_argument("--steps", type=COUNT, default=6000, help="of training")
-    parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step")
-    parser.add_argument("--learning-rate", type=POSITIVE, default=2e-3, help="the largest")
-    parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
-    parser.add_argument(
-        "--threads", type=WHOLE, default=1, help="of the processor; 0 takes torch's choice"
-    )
-    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("data/training/encoder"),
-        help="folder of checkpoints and learning curves",
-    )
+    add_trainer_arguments(parser, "encoder", steps=6000, batch_size=64, learning_rate=2e-3)
     parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
     executor.add_arguments(parser)
     recordings.add_arguments(parser)
@@ -303,14 +291,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.initial is not None:
         load_into(network, load_model(arguments.initial / MODEL_NAME, MODEL_NAME)[0], MODEL_NAME)
     network.to(memory_format=torch.channels_last)
-    parameters = TrainerParameters(
-        steps=arguments.steps,
-        learning_rate=arguments.learning_rate,
-        batch_size=arguments.batch_size,
-        evaluate_every=arguments.evaluate_every,
-        threads=arguments.threads,
-        seed=arguments.seed,
-    )
+    parameters = trainer_parameters(arguments)
     result = train(
         network,
         encoder_loss,

@@ -20,13 +20,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from vla_reasoner_ros.arguments import AMOUNT, COUNT, POSITIVE, WHOLE
+from vla_reasoner_ros.arguments import AMOUNT, COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.episodes import EpisodeSet, Kind
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.data.seeds import RANGES, require_seed
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.language import SentenceEncoder, sentence_encoder
+from vla_reasoner_ros.parameter_text import parse_overrides
+from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.policies.base import Policy
 from vla_reasoner_ros.policies.small_vla import (
@@ -41,18 +43,34 @@ from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.demo_data import ACTION_LIMIT, PolicyActor
 from vla_reasoner_ros.training.distributed import first_alone
+from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
 from vla_reasoner_ros.training.progress import Progress
-from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
+from vla_reasoner_ros.training.trainer import Batch, train
 from vla_reasoner_ros.weights import save_model
 
-GRIPPER_WEIGHT = 0.3
-OBJECT_WEIGHT = 0.5
-SMOOTH = 0.1
-"""Below this error, in standard deviations, the L1 loss turns into a parabola."""
-MINIMUM_SCALE = (0.002, 0.01)
-"""Least scale of translations (m) and rotations (rad), so that noise is not blown up."""
-HELD_OUT = 0.1
-"""Share of the episodes that decide which weights are kept."""
+
+@dataclasses.dataclass(frozen=True)
+class CloningParameters:
+    """What counts how much while the policy imitates."""
+
+    gripper: float = parameter(0.3, "Weight of the gripper's cross-entropy.", minimum=0.0)
+    objects: float = parameter(0.5, "Weight of the objects' positions.", minimum=0.0)
+    smooth: float = parameter(
+        0.1,
+        "Error, in standard deviations, below which the L1 loss turns into a parabola.",
+        minimum=1e-3,
+    )
+    least_translation: float = parameter(
+        0.002, "Least scale of translations: noise is not blown up.", unit="m", minimum=1e-6
+    )
+    least_rotation: float = parameter(0.01, "Least scale of rotations.", unit="rad", minimum=1e-6)
+    held_out: float = parameter(
+        0.1,
+        "Share of the episodes that decides which weights are kept.",
+        minimum=0.01,
+        maximum=0.9,
+    )
+
 
 UNRELATED = (
     "open the drawer",
@@ -184,8 +202,11 @@ class Cloning(nn.Module):
     objects_mean: torch.Tensor
     objects_scale: torch.Tensor
 
-    def __init__(self, architecture: Architecture, objects: int) -> None:
+    def __init__(
+        self, architecture: Architecture, objects: int, parameters: CloningParameters
+    ) -> None:
         super().__init__()
+        self.weights = parameters
         self.network = SmallVlaNetwork(architecture)
         self.objects = nn.Linear(self.network.feature_dimensions, 3 * objects) if objects else None
         self.register_buffer("objects_mean", torch.zeros(objects, 3))
@@ -196,7 +217,7 @@ class Cloning(nn.Module):
         """Set means and scales from the training data."""
         network = self.network
         motion = samples.motion[samples.valid]
-        least = np.repeat(MINIMUM_SCALE, 3)
+        least = np.repeat([self.weights.least_translation, self.weights.least_rotation], 3)
         state = samples.proprioception
         for buffer, value in (
             (network.motion_mean, motion.mean(axis=0)),
@@ -212,26 +233,26 @@ class Cloning(nn.Module):
 def cloning_loss(module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     """The objective of :func:`~vla_reasoner_ros.training.trainer.train`."""
     assert isinstance(module, Cloning)
-    network = module.network
+    network, weights = module.network, module.weights
     features = network.features(batch["images"], batch["sentence"], batch["proprioception"])
     motion, logits = network.act(features)
     wanted = (batch["motion"] - network.motion_mean) / network.motion_scale
     valid = batch["valid"].float()
     count = valid.sum()
-    errors = F.smooth_l1_loss(motion.float(), wanted, reduction="none", beta=SMOOTH).mean(dim=-1)
+    errors = F.smooth_l1_loss(motion.float(), wanted, reduction="none", beta=weights.smooth)
     gripper = F.binary_cross_entropy_with_logits(logits.float(), batch["opened"], reduction="none")
     parts = {
-        "motion": (errors * valid).sum() / count,
+        "motion": (errors.mean(dim=-1) * valid).sum() / count,
         "gripper": (gripper * valid).sum() / count,
     }
-    loss = parts["motion"] + GRIPPER_WEIGHT * parts["gripper"]
+    loss = parts["motion"] + weights.gripper * parts["gripper"]
     if module.objects is not None:
         places = module.objects(features).float().view_as(batch["objects"])
         goal = (batch["objects"] - module.objects_mean) / module.objects_scale
-        parts["objects"] = F.smooth_l1_loss(places, goal, beta=SMOOTH)
+        parts["objects"] = F.smooth_l1_loss(places, goal, beta=weights.smooth)
         distance = ((places - goal) * module.objects_scale).norm(dim=-1)
         parts["objects_cm"] = 100.0 * distance.mean()
-        loss = loss + OBJECT_WEIGHT * parts["objects"]
+        loss = loss + weights.objects * parts["objects"]
     wrong = ((logits > 0.0) != (batch["opened"] > 0.5)).float()
     return {"loss": loss, **parts, "gripper_wrong": (wrong * valid).sum() / count}
 
@@ -323,29 +344,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--episodes", type=WHOLE, default=0, help="learn from this many of them only; 0 is all"
     )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("data/training/policy"),
-        help="folder of checkpoints and learning curves",
-    )
     parser.add_argument("--output", type=Path, help="path without suffix; default the shipped")
     parser.add_argument(
         "--control-frame", default="fr3_hand_tcp", help="the link that the actions move"
     )
-    parser.add_argument("--steps", type=COUNT, default=2500, help="of training")
-    parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step")
-    parser.add_argument("--learning-rate", type=POSITIVE, default=1e-3, help="the largest")
-    parser.add_argument("--evaluate-every", type=COUNT, default=250, help="steps to a checkpoint")
+    add_trainer_arguments(
+        parser, "policy", steps=2500, batch_size=64, evaluate_every=250, threads=2
+    )
     parser.add_argument(
         "--patience", type=COUNT, default=5, help="evaluations without progress after which it ends"
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"of what counts how much: {', '.join(flatten(CloningParameters()))}; may be repeated",
+    )
     parser.add_argument("--shift", type=WHOLE, default=1, choices=range(5), help="pixels")
     parser.add_argument("--jitter", type=AMOUNT, default=0.05, help="of colours")
-    parser.add_argument(
-        "--threads", type=WHOLE, default=2, help="of the processor; 0 takes torch's choice"
-    )
-    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
     parser.add_argument(
         "--closed-loop", type=WHOLE, default=60, help="episodes that the trained policy tries"
     )
@@ -355,6 +372,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train on the successes of the expert and the disturbed expert, save the best weights."""
+    cloning = build(CloningParameters, parse_overrides(arguments.set))
     with first_alone():
         episodes = recordings_of(arguments, arguments.data)
     episodes = episodes.where(kind=(Kind.EXPERT, Kind.NOISY_EXPERT), success=True)
@@ -365,31 +383,24 @@ def run(arguments: argparse.Namespace) -> int:
         episodes = EpisodeSet([episodes[int(i)] for i in keep], episodes.name)
     encoder = sentence_encoder()
     instructions = instruction_card(episodes, encoder)
-    training, held_out = episodes.split(HELD_OUT)
+    training, held_out = episodes.split(cloning.held_out)
     architecture = _architecture(episodes)
     augmentation = {"shift": arguments.shift, "jitter": arguments.jitter}
     samples = ChunkSamples(training, architecture, encoder, **augmentation)
+    settings = augmentation | dataclasses.asdict(cloning)
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
-        module = Cloning(architecture, samples.objects.shape[1])
+        module = Cloning(architecture, samples.objects.shape[1], cloning)
     module.normalise(samples)
     module.to(memory_format=torch.channels_last)
-    parameters = TrainerParameters(
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        evaluate_every=arguments.evaluate_every,
-        patience=arguments.patience,
-        threads=arguments.threads,
-        seed=arguments.seed,
-    )
+    parameters = trainer_parameters(arguments, patience=arguments.patience)
     data = {
         "sha256": episodes.content_hash,
         "episodes": episodes.counts(lambda e: f"{e.meta.kind.value} {e.meta.task}"),
         "training_steps": training.steps,
         "held_out_steps": held_out.steps,
     }
-    identity = {"data": data, "architecture": dataclasses.asdict(architecture), **augmentation}
+    identity = {"data": data, "architecture": dataclasses.asdict(architecture), **settings}
     result = train(
         module,
         cloning_loss,

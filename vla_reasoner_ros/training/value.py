@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
@@ -34,7 +33,8 @@ from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import BranchLatents, load_branches, load_episodes
-from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train, training_device
+from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
+from vla_reasoner_ros.training.trainer import Batch, train, training_device
 from vla_reasoner_ros.training.value_groups import (
     UNKNOWN,
     Groups,
@@ -227,19 +227,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of what the encoder made of pictures",
     )
     parser.add_argument("--models", type=Path, help="folder of the models; default the shipped")
-    parser.add_argument("--batch-size", type=COUNT, default=32, help="groups a step")
-    parser.add_argument("--steps", type=COUNT, default=6000, help="of training")
-    parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
-    parser.add_argument(
-        "--threads", type=WHOLE, default=1, help="of the processor; 0 takes torch's choice"
-    )
-    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("data/training/value"),
-        help="folder of checkpoints and learning curves",
-    )
+    add_trainer_arguments(parser, "value", steps=6000, batch_size=32, samples="groups")
     recordings.add_arguments(parser)
 
 
@@ -259,16 +247,7 @@ def run(arguments: argparse.Namespace) -> int:
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
         network = ProgressNetwork(config)
-    parameters = TrainerParameters(
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        learning_rate=1e-3,
-        weight_decay=1e-3,
-        evaluate_every=arguments.evaluate_every,
-        threads=arguments.threads,
-        seed=arguments.seed,
-        bf16=False,
-    )
+    parameters = trainer_parameters(arguments, weight_decay=1e-3, bf16=False)
     result = train(
         network,
         value_loss(objective),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vla_reasoner_ros import executor
-from vla_reasoner_ros.arguments import COUNT, POSITIVE, WHOLE
+from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameter_text import parse_overrides
@@ -28,7 +28,8 @@ from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.training.appearance import Looks
 from vla_reasoner_ros.training.frames import Frames, make_frames
-from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
+from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
+from vla_reasoner_ros.training.trainer import Batch, train
 from vla_reasoner_ros.weights import save_model
 from vla_reasoner_ros.world_models.encoder import normalise_images
 from vla_reasoner_ros.world_models.views import (
@@ -233,20 +234,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=COUNT, default=4000, help="frames rendered for training")
     parser.add_argument("--per-episode", type=COUNT, default=16, help="observations of each")
-    parser.add_argument("--steps", type=COUNT, default=5000, help="of training")
-    parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step")
-    parser.add_argument("--learning-rate", type=POSITIVE, default=2e-3, help="the largest")
-    parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
-    parser.add_argument(
-        "--threads", type=WHOLE, default=1, help="of the processor; 0 takes torch's choice"
-    )
-    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("data/training/views"),
-        help="folder of checkpoints and learning curves",
-    )
+    add_trainer_arguments(parser, "views", steps=5000, batch_size=64, learning_rate=2e-3)
     parser.add_argument("--output", type=Path, help="folder of the weights; default the shipped")
     executor.add_arguments(parser)
 
@@ -275,14 +263,7 @@ def run(arguments: argparse.Namespace) -> int:
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
         networks = view_networks(config).to(memory_format=torch.channels_last)
-    parameters = TrainerParameters(
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        evaluate_every=arguments.evaluate_every,
-        threads=arguments.threads,
-        seed=arguments.seed,
-    )
+    parameters = trainer_parameters(arguments)
     result = train(
         networks,
         view_loss,

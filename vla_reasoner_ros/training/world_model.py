@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.paths import models_directory
@@ -33,14 +32,14 @@ from vla_reasoner_ros.training.latents import (
     load_branches,
     load_episodes,
 )
-from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train, training_device
+from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
+from vla_reasoner_ros.training.trainer import Batch, train, training_device
 from vla_reasoner_ros.weights import save_model
 from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout
 from vla_reasoner_ros.world_models.latent import (
     MODEL_NAME,
     DynamicsConfig,
     DynamicsNetwork,
-    action_spec_to_card,
 )
 
 HELD_OUT = 0.1
@@ -215,19 +214,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of what the encoder made of pictures",
     )
     parser.add_argument("--models", type=Path, help="folder of encoder and result; the shipped")
-    parser.add_argument("--batch-size", type=COUNT, default=256, help="sequences a step")
-    parser.add_argument("--steps", type=COUNT, default=8000, help="of training")
-    parser.add_argument("--evaluate-every", type=COUNT, default=500, help="steps to a checkpoint")
-    parser.add_argument(
-        "--threads", type=WHOLE, default=1, help="of the processor; 0 takes torch's choice"
-    )
-    parser.add_argument("--seed", type=WHOLE, default=0, help="of all random numbers")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("data/training/world_model"),
-        help="folder of checkpoints and learning curves",
-    )
+    add_trainer_arguments(parser, "world_model", steps=8000, batch_size=256, samples="sequences")
     recordings.add_arguments(parser)
 
 
@@ -244,15 +231,7 @@ def run(arguments: argparse.Namespace) -> int:
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
         network = DynamicsNetwork(config)
-    parameters = TrainerParameters(
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        learning_rate=1e-3,
-        evaluate_every=arguments.evaluate_every,
-        threads=arguments.threads,
-        seed=arguments.seed,
-        bf16=False,
-    )
+    parameters = trainer_parameters(arguments, bf16=False)
     result = train(
         network,
         dynamics_loss,
@@ -270,7 +249,7 @@ def run(arguments: argparse.Namespace) -> int:
             "kind": MODEL_NAME,
             "architecture": config.to_card(),
             "encoder": encoder.fingerprint,
-            "action_spec": action_spec_to_card(ACTION_SPEC),
+            "action_spec": ACTION_SPEC.to_mapping(),
             "data": data,
             "seed": arguments.seed,
             "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
