@@ -6,7 +6,7 @@ what the nodes publish.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -60,6 +60,12 @@ def serialize(type_name: str, values: Mapping[str, Any] | Any) -> bytes:
     """CDR of a message, or of the plain values that :func:`make` makes one of."""
     message = make(type_name, values) if isinstance(values, Mapping) else values
     return bytes(standard_types().serialize_cdr(message, type_name))
+
+
+def prepare(type_names: Iterable[str]) -> None:
+    """Make the code that reads and writes these types now, and not at their first message."""
+    for type_name in type_names:
+        standard_types().deserialize_cdr(serialize(type_name, {}), type_name)
 
 
 def to_nanoseconds(stamp: Any) -> int:

@@ -19,11 +19,12 @@ from vla_reasoner_ros.components import load_components
 from vla_reasoner_ros.data.bag_ingest import BagIngest
 from vla_reasoner_ros.data.bags import BagReader
 from vla_reasoner_ros.data.contract import load_contract
+from vla_reasoner_ros.data.message_types import prepare
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import shadow
 from vla_reasoner_ros.evaluation.evaluate import parse_overrides
 from vla_reasoner_ros.evaluation.replay_live import recorded_decisions
-from vla_reasoner_ros.evaluation.replay_record import Replay, ReplayWriter, read_replay
+from vla_reasoner_ros.evaluation.replay_record import TOPICS, Replay, ReplayWriter, read_replay
 from vla_reasoner_ros.evaluation.replay_run import ReplayRun
 from vla_reasoner_ros.evaluation.replay_settings import (
     MOMENTS,
@@ -160,6 +161,7 @@ def replay_bag(
         settings.seed,
     )
     warm_up(reasoner, components.policy, components.world_model)
+    prepare({*TOPICS.values(), *(bag.topics[topic].type for topic in ingest.topics.values())})
     run_ = ReplayRun(bag, ingest, components, reasoner, settings, moments, live, writer)
     try:
         run_.all()
