@@ -58,6 +58,7 @@ class World:
         self.model = scene.compile_scene(time_step, scene_hook)
         self.data = mujoco.MjData(self.model)
         self._servo = Servo(self.model, self.robot, ACTION_SPEC.dt, time_step)
+        # Not those of ``control``: starts, and all results, depend on these to the last bit.
         self._kinematics = self._servo.kinematics
         self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
         self._index_model()
