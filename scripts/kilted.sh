@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds and tests the package under ROS 2 Kilted from PyPI, in out/environments/kilted. Arguments
-# are pytest's; by default the tests that touch ROS. Kilted is not a platform of ours yet: this says
-# how far it is.
+# are pytest's; by default the tests of what touches ROS most and needs no models. Kilted is not a
+# platform of ours yet: docs/troubleshooting.md says how far it is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
