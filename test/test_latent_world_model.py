@@ -7,6 +7,7 @@ from test_encoder import observe, save_tiny
 from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.sim.world import ACTION_SPEC
 from vla_reasoner_ros.training.world_model import Sequences, dynamics_loss
+from vla_reasoner_ros.types import ActionSpec
 from vla_reasoner_ros.weights import save_model
 from vla_reasoner_ros.world_models.encoder import LatentLayout, rotation_matrix
 from vla_reasoner_ros.world_models.ensemble import EnsembleMlp
@@ -14,8 +15,6 @@ from vla_reasoner_ros.world_models.latent import (
     DynamicsConfig,
     DynamicsNetwork,
     LatentWorldModel,
-    action_spec_from_card,
-    action_spec_to_card,
     rotation_from_vector,
 )
 
@@ -37,7 +36,7 @@ def save_tiny_dynamics(folder, encoder, network=None):
         "kind": "latent_dynamics",
         "architecture": TINY.to_card(),
         "encoder": encoder,
-        "action_spec": action_spec_to_card(ACTION_SPEC),
+        "action_spec": ACTION_SPEC.to_mapping(),
         "data": {},
         "seed": 0,
         "command": "none",
@@ -188,7 +187,7 @@ def test_room_for_no_state_is_refused(model):
 
 
 def test_action_convention_survives_the_card():
-    assert action_spec_from_card(action_spec_to_card(ACTION_SPEC)) == ACTION_SPEC
+    assert ActionSpec.from_mapping(ACTION_SPEC.to_mapping()) == ACTION_SPEC
 
 
 def test_rotation_vectors_become_matrices():

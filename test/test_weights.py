@@ -6,8 +6,16 @@ import torch
 from torch import nn
 
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.values.progress import ValueConfig
+from vla_reasoner_ros.values.vision_progress import VisionValueConfig
 from vla_reasoner_ros.weights import load_arrays, load_into, load_model, require_architecture
 from vla_reasoner_ros.weights import save_model as save
+from vla_reasoner_ros.world_models.encoder import EncoderConfig, LatentLayout
+from vla_reasoner_ros.world_models.latent import DynamicsConfig
+from vla_reasoner_ros.world_models.predictor import PredictorConfig
+from vla_reasoner_ros.world_models.views import ViewsConfig
+from vla_reasoner_ros.world_models.vision import VisionSettings
+from vla_reasoner_ros.world_models.vision_latents import VisionLayout
 
 CARD = {
     "kind": "policy",
@@ -159,3 +167,38 @@ def test_a_card_must_say_where_the_weights_come_from(tmp_path):
     card = {key: value for key, value in CARD.items() if key not in ("data", "licence")}
     with pytest.raises(ConfigurationError, match="missing data, licence"):
         save(tmp_path / "bad", {}, card)
+
+
+VISION = VisionLayout(("agent", "wrist"), ((96, 96), (64, 80)), grid=4, channels=8, joints=7)
+SETTINGS = VisionSettings("folder", "dinov2", 224, 16, "fingerprint")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EncoderConfig(),
+        EncoderConfig(channels=(4, 8, 16), vision=SETTINGS),
+        ViewsConfig(cameras=("front",)),
+        DynamicsConfig(layout=LatentLayout(objects=("cup", "shelf"), blocks=1), members=2),
+        ValueConfig(hidden=32),
+        PredictorConfig(VISION, actions=7, layers=2),
+        VisionValueConfig(VISION, heads=2),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_how_a_network_is_built_survives_its_card(config):
+    assert type(config).from_card(json.loads(json.dumps(config.to_card()))) == config
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"widht": 3},
+        {"layout": {"objects": ["cup"], "cups": 1}},
+        {"layout": "all"},
+        {"layout": ["cup"]},
+    ],
+)
+def test_a_card_of_another_architecture_is_named(values):
+    with pytest.raises(ConfigurationError, match="is no DynamicsConfig"):
+        DynamicsConfig.from_card(values)

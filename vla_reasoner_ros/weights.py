@@ -8,12 +8,14 @@ or a flipped bit is refused when it is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -30,6 +32,32 @@ REQUIRED = ("kind", "architecture", "data", "seed", "command", "metrics", "licen
 """What every card must say; ``created`` and ``tensors_sha256`` are added when it is saved."""
 
 Arrays = dict[str, NDArray[Any]]
+C = TypeVar("C", bound="NetworkConfig")
+
+
+class NetworkConfig:
+    """Base of the frozen dataclasses that say how a network is built, kept in cards."""
+
+    @classmethod
+    def from_card(cls: type[C], values: Mapping[str, Any]) -> C:
+        """Read what :meth:`to_card` wrote, also after it has been through JSON.
+
+        Raises:
+            ConfigurationError: a field is missing, unknown or of another kind.
+        """
+        try:
+            built: C = _built(cls, values)
+        except (AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(
+                f"card: {values!r} is no {cls.__name__}: {error}; train the model again"
+            ) from error
+        return built
+
+    def to_card(self) -> dict[str, Any]:
+        """The architecture as plain numbers and strings."""
+        return dataclasses.asdict(typing.cast(Any, self))
 
 
 def save_model(
@@ -167,6 +195,21 @@ def tensors_hash(arrays: Mapping[str, NDArray[Any]]) -> str:
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """A value of a declared type: nested dataclasses and tuples again, where JSON has others."""
+    if value is None:
+        return None
+    if typing.get_origin(kind) is tuple:
+        return tuple(value)
+    options = typing.get_args(kind)
+    if type(None) in options:
+        return _built(next(option for option in options if option is not type(None)), value)
+    if not dataclasses.is_dataclass(kind):
+        return value
+    hints, make = typing.get_type_hints(kind), typing.cast(Any, kind)
+    return make(**{name: _built(hints.get(name), part) for name, part in value.items()})
 
 
 def _stem(path: str | Path) -> Path:

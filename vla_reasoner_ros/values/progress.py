@@ -8,7 +8,7 @@ and the fingers; distances are what candidates of one decision differ in.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_reasoner_ros.errors import ConfigurationError, ModelError
-from vla_reasoner_ros.language import sentence_encoder
 from vla_reasoner_ros.paths import models_directory
-from vla_reasoner_ros.types import Observation
 from vla_reasoner_ros.values.compiled_progress import (
     FAR,
     HAND_CENTRE,
@@ -33,8 +30,8 @@ from vla_reasoner_ros.values.compiled_progress import (
     THING_CENTRE,
     CompiledProgress,
 )
-from vla_reasoner_ros.weights import load_into, load_model
-from vla_reasoner_ros.world_models.base import Slots, WorldModel
+from vla_reasoner_ros.values.latent_value import LatentValue
+from vla_reasoner_ros.weights import NetworkConfig, load_into, load_model
 from vla_reasoner_ros.world_models.encoder import LatentLayout, rotation_matrix
 from vla_reasoner_ros.world_models.ensemble import EnsembleLinear, EnsembleMlp
 
@@ -44,7 +41,7 @@ ROLES = 2
 
 
 @dataclass(frozen=True)
-class ValueConfig:
+class ValueConfig(NetworkConfig):
     """The architecture, kept in the card beside the weights.
 
     Attributes:
@@ -60,15 +57,6 @@ class ValueConfig:
     members: int = 3
     hidden: int = 192
     words: int = 24
-
-    @classmethod
-    def from_card(cls, values: dict[str, Any]) -> ValueConfig:
-        """Read what :meth:`to_card` wrote."""
-        return cls(**(values | {"layout": LatentLayout(**values["layout"])}))
-
-    def to_card(self) -> dict[str, Any]:
-        """The architecture as plain numbers and strings."""
-        return asdict(self)
 
 
 def distances(vectors: Tensor) -> Tensor:
@@ -191,7 +179,7 @@ def load_progress(folder: Path) -> tuple[ProgressNetwork, dict[str, Any]]:
     return network.eval().requires_grad_(False), card
 
 
-class ProgressValue:
+class ProgressValue(LatentValue):
     """The learned value.
 
     Args:
@@ -204,51 +192,15 @@ class ProgressValue:
     """
 
     name = "progress"
-    privileged = False
 
     def __init__(self, models_dir: str = "", precision: str = "float32") -> None:
         folder = Path(models_dir) if models_dir else models_directory()
         self._network, card = load_progress(folder)
         self._progress = self._network.compiled(precision)
-        self._encoder = str(card.get("encoder", ""))
-        self._width = self._network.config.layout.width
-        self._world_model: WorldModel | None = None
-        self._sentence: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        super().__init__(str(card.get("encoder", "")), self._network.config.layout.width)
 
-    def bind(self, world_model: WorldModel) -> None:
-        """Check that the world model's latents come from the encoder that this value knows.
+    def _read(self, sentence: Tensor) -> None:
+        self._sentence = self._network.understood(sentence)
 
-        Raises:
-            ConfigurationError: another encoder, or another width.
-        """
-        if world_model.latent_source != self._encoder:
-            raise ConfigurationError(
-                f"value {self.name} reads latents of the encoder {self._encoder[:12]}, world model "
-                f"{world_model.name} has {world_model.latent_source[:12] or 'none'}"
-            )
-        width = world_model.latents(np.zeros(0, dtype=np.int64)).shape[-1]
-        if width != self._width:
-            raise ConfigurationError(
-                f"value {self.name} reads latents of {self._width} numbers, world model "
-                f"{world_model.name} has {width}"
-            )
-        self._world_model = world_model
-
-    def begin(self, observation: Observation) -> None:
-        """Take the instruction of a decision."""
-        sentence = sentence_encoder().encode(observation.instruction)
-        self._sentence = self._network.understood(torch.from_numpy(np.array(sentence))[None])
-
-    def evaluate(self, slots: Slots) -> NDArray[np.float64]:
-        """(E, B) progress in [0, 1] of each imagined state.
-
-        Raises:
-            ModelError: called before :meth:`bind` and :meth:`begin`, or the answer is not finite.
-        """
-        if self._world_model is None or self._sentence is None:
-            raise ModelError("value progress: bind and begin come before evaluate")
-        latents = self._world_model.latents(slots).numpy()
-        progress = self._progress(latents, *self._sentence)
-        if not np.isfinite(progress).all():
-            raise ModelError("value progress: the answer is not finite")
-        return progress
+    def _progress_of(self, latents: Tensor) -> NDArray[np.float64]:
+        return self._progress(latents.numpy(), *self._sentence)

@@ -7,28 +7,24 @@ eq. 7).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vla_reasoner_ros.errors import ConfigurationError, ModelError
-from vla_reasoner_ros.language import sentence_encoder
 from vla_reasoner_ros.paths import models_directory
-from vla_reasoner_ros.types import Observation
-from vla_reasoner_ros.weights import load_into, load_model
-from vla_reasoner_ros.world_models.base import Slots, WorldModel
+from vla_reasoner_ros.values.latent_value import LatentValue
+from vla_reasoner_ros.weights import NetworkConfig, load_into, load_model
 from vla_reasoner_ros.world_models.vision_latents import VisionLayout
 
 MODEL_NAME = "vision_progress"
 
 
 @dataclass(frozen=True)
-class VisionValueConfig:
+class VisionValueConfig(NetworkConfig):
     """The architecture, kept in the card beside the weights.
 
     Attributes:
@@ -44,15 +40,6 @@ class VisionValueConfig:
     members: int = 3
     width: int = 128
     heads: int = 4
-
-    @classmethod
-    def from_card(cls, values: dict[str, Any]) -> VisionValueConfig:
-        """Read what :meth:`to_card` wrote."""
-        return cls(**(values | {"layout": VisionLayout(**values["layout"])}))
-
-    def to_card(self) -> dict[str, Any]:
-        """The architecture as plain numbers and strings."""
-        return asdict(self)
 
 
 class _Member(nn.Module):
@@ -109,7 +96,7 @@ class VisionProgressNetwork(nn.Module):
         return torch.stack([member(state, tokens, sentences) for member in self.members])
 
 
-class VisionProgress:
+class VisionProgress(LatentValue):
     """The learned value.
 
     Args:
@@ -120,7 +107,6 @@ class VisionProgress:
     """
 
     name = MODEL_NAME
-    privileged = False
 
     def __init__(self, models_dir: str = "") -> None:
         folder = Path(models_dir) if models_dir else models_directory()
@@ -128,40 +114,16 @@ class VisionProgress:
         self._network = VisionProgressNetwork(VisionValueConfig.from_card(card["architecture"]))
         load_into(self._network, tensors, MODEL_NAME)
         self._network.eval().requires_grad_(False)
-        self._encoder, self._checkpoint = str(card["encoder"]), str(card["vision"]["checkpoint"])
-        self._world_model: WorldModel | None = None
-        self._sentence: Tensor | None = None
+        encoder, checkpoint = str(card["encoder"]), card["vision"]["checkpoint"]
+        width = self._network.config.layout.width
+        super().__init__(encoder, width, f"the vision encoder {checkpoint}")
 
-    def bind(self, world_model: WorldModel) -> None:
-        """Check that the world model's latents come from the encoder that this value knows.
+    def _move_to(self, device: torch.device) -> None:
+        self._network.to(device)
 
-        Raises:
-            ConfigurationError: another encoder, or other pictures or joints.
-        """
-        if world_model.latent_source != self._encoder:
-            raise ConfigurationError(
-                f"value {MODEL_NAME} reads latents of the vision encoder {self._checkpoint} "
-                f"({self._encoder[:12]}), world model {world_model.name} has "
-                f"{world_model.latent_source[:12] or 'none'}"
-            )
-        self._world_model = world_model
-        self._network.to(world_model.latents(np.zeros(0, dtype=np.int64)).device)
-
-    def begin(self, observation: Observation) -> None:
-        """Take the instruction of a decision."""
-        vector = np.array(sentence_encoder().encode(observation.instruction))
-        self._sentence = torch.from_numpy(vector)[None].to(self._network.state_mean.device)
+    def _read(self, sentence: Tensor) -> None:
+        self._sentence = sentence.to(self._network.state_mean.device)
 
     @torch.inference_mode()
-    def evaluate(self, slots: Slots) -> NDArray[np.float64]:
-        """(E, B) progress in [0, 1] of each imagined state.
-
-        Raises:
-            ModelError: called before :meth:`bind` and :meth:`begin`, or the answer is not finite.
-        """
-        if self._world_model is None or self._sentence is None:
-            raise ModelError(f"value {MODEL_NAME}: bind and begin come before evaluate")
-        progress = self._network(self._world_model.latents(slots), self._sentence)
-        if not torch.isfinite(progress).all():
-            raise ModelError(f"value {MODEL_NAME}: the answer is not finite")
-        return progress.double().cpu().numpy()
+    def _progress_of(self, latents: Tensor) -> NDArray[np.float64]:
+        return self._network(latents, self._sentence).double().cpu().numpy()

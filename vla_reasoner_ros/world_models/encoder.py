@@ -10,10 +10,9 @@ by a small network that also knows the arm's pose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vla_reasoner_ros.errors import ModelError, ObservationError
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.types import Observation
-from vla_reasoner_ros.weights import load_into, load_model
+from vla_reasoner_ros.weights import NetworkConfig, load_into, load_model
 from vla_reasoner_ros.world_models.towers import FrozenTower, Sighting, Tower
 from vla_reasoner_ros.world_models.vision import FrozenVision, VisionSettings
 
@@ -112,7 +111,7 @@ class LatentLayout:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(NetworkConfig):
     """The architecture, kept in the card beside the weights.
 
     Attributes:
@@ -130,21 +129,6 @@ class EncoderConfig:
     channels: tuple[int, int, int] = (16, 32, 64)
     hidden: int = 192
     vision: VisionSettings | None = None
-
-    @classmethod
-    def from_card(cls, values: dict[str, Any]) -> EncoderConfig:
-        """Read what :meth:`to_card` wrote."""
-        values = dict(values)
-        values["layout"] = LatentLayout(**values["layout"])
-        for name in ("cameras", "channels"):
-            values[name] = tuple(values[name])
-        if values.get("vision"):
-            values["vision"] = VisionSettings(**values["vision"])
-        return cls(**values)
-
-    def to_card(self) -> dict[str, Any]:
-        """The architecture as plain numbers and strings."""
-        return asdict(self)
 
 
 def rotation_columns(quaternions: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ package, because a small network that predicts whole latents moves what should s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_reasoner_ros.errors import ConfigurationError, ModelError
+from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.paths import models_directory
-from vla_reasoner_ros.types import ActionSpec, GripperSpec, Observation, Representation
-from vla_reasoner_ros.weights import load_into, load_model
+from vla_reasoner_ros.types import ActionSpec, Observation
+from vla_reasoner_ros.weights import NetworkConfig, load_into, load_model
 from vla_reasoner_ros.world_models.base import Slots
 from vla_reasoner_ros.world_models.compiled_dynamics import (
     FAR,
@@ -33,6 +33,7 @@ from vla_reasoner_ros.world_models.compiled_dynamics import (
 )
 from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout, rotation_matrix
 from vla_reasoner_ros.world_models.ensemble import EnsembleMlp
+from vla_reasoner_ros.world_models.latent_states import LatentStates
 from vla_reasoner_ros.world_models.tracking import ObjectTracker
 from vla_reasoner_ros.world_models.views import ViewCorrector
 
@@ -40,7 +41,7 @@ MODEL_NAME = "latent_dynamics"
 
 
 @dataclass(frozen=True)
-class DynamicsConfig:
+class DynamicsConfig(NetworkConfig):
     """The architecture, kept in the card beside the weights.
 
     Attributes:
@@ -54,15 +55,6 @@ class DynamicsConfig:
     macro_steps: int = 4
     members: int = 3
     hidden: int = 192
-
-    @classmethod
-    def from_card(cls, values: dict[str, Any]) -> DynamicsConfig:
-        """Read what :meth:`to_card` wrote."""
-        return cls(**(values | {"layout": LatentLayout(**values["layout"])}))
-
-    def to_card(self) -> dict[str, Any]:
-        """The architecture as plain numbers and strings."""
-        return asdict(self)
 
 
 def rotation_from_vector(vectors: Tensor) -> Tensor:
@@ -307,7 +299,7 @@ def load_dynamics(folder: Path, encoder: Encoder) -> tuple[DynamicsNetwork, dict
     return network.eval().requires_grad_(False), card
 
 
-class LatentWorldModel:
+class LatentWorldModel(LatentStates):
     """The learned world model, its imagined states in numbered slots.
 
     Args:
@@ -341,31 +333,20 @@ class LatentWorldModel:
         self._dynamics = network.compiled(precision)
         config = network.config
         self._layout = config.layout
-        self.spec = action_spec_from_card(card["action_spec"])
-        self.macro_steps = config.macro_steps
+        super().__init__(
+            ActionSpec.from_mapping(card["action_spec"]), config.macro_steps, config.layout.width
+        )
         self.joints = config.layout.joints
         self.latent_source = self.encoder.fingerprint
         self._tracker = ObjectTracker(config.layout, tracking)
         self.views = ViewCorrector.load(folder) if views else None
-        self._states = torch.zeros((0, config.layout.width))
-        self._variance = torch.zeros(0)
-
-    def allocate(self, capacity: int) -> None:
-        """Make room for ``capacity`` states."""
-        if capacity < 1:
-            raise ConfigurationError(
-                f"latent world model: capacity must be positive, got {capacity}"
-            )
-        self._states = torch.zeros((capacity, self._layout.width))
-        self._variance = torch.zeros(capacity)
 
     def encode(self, observation: Observation) -> None:
         """Write the state that was seen to slot 0, with what is hidden where it was seen last."""
         if self.views is not None:
             observation = self.views.restore(observation)
         seen = self.encoder.encode([observation])[0]
-        self._states[0] = self._tracker.update(seen, observation.stamp_ns)
-        self._variance[0] = 0.0
+        self._set_root(self._tracker.update(seen, observation.stamp_ns))
 
     def step(self, parents: Slots, actions: NDArray[np.float32], children: Slots) -> None:
         """Imagine a batch: (B,) slots, (B, M, D) actions, (B,) slots.
@@ -374,33 +355,17 @@ class LatentWorldModel:
             ModelError: the actions have another shape than M and D say, or the answer is not
                 finite.
         """
-        expected = (len(parents), self.macro_steps, self.spec.dimensions)
-        if actions.shape != expected:
-            raise ModelError(
-                f"latent world model: expected actions {expected}, got {actions.shape}"
-            )
-        commands = np.ascontiguousarray(actions, dtype=np.float32)
+        commands = self._commands(parents, actions)
         states, variance = self._states.numpy(), self._variance.numpy()
-        if not self._dynamics.step(states, variance, parents, commands, children):
-            raise ModelError("latent world model: the imagined state is not finite")
-
-    def copy(self, source: Slots, target: Slots) -> None:
-        """Copy states between slots, as if all were read before any is written."""
-        read, write = torch.from_numpy(source), torch.from_numpy(target)
-        self._states[write] = self._states[read].clone()
-        self._variance[write] = self._variance[read].clone()
-
-    def latents(self, slots: Slots) -> Tensor:
-        """(B, Z) float32 latents, laid out as :class:`LatentLayout` says."""
-        return self._states[torch.from_numpy(slots)]
+        self._require_finite(self._dynamics.step(states, variance, parents, commands, children))
 
     def uncertainty(self, slots: Slots) -> NDArray[np.float64]:
         """(B,) standard deviation between the members, summed along the path, m."""
-        return self._variance[torch.from_numpy(slots)].sqrt().double().numpy()
+        return self._deviation(slots)
 
     def distance(self, slots: Slots) -> NDArray[np.float64]:
         """(B,) the farthest that the end effector or an object is from where it was seen, m."""
-        states = self._states[torch.from_numpy(slots)]
+        states = self.latents(slots)
         parts = [
             torch.cat(
                 [
@@ -415,22 +380,5 @@ class LatentWorldModel:
 
     def ee_positions(self, slots: Slots) -> NDArray[np.float64]:
         """(B, 3) imagined end-effector positions, m, base frame."""
-        states = self._states[torch.from_numpy(slots)]
+        states = self.latents(slots)
         return self._layout.get(states, "ee_position").double().numpy()
-
-
-def action_spec_to_card(spec: ActionSpec) -> dict[str, Any]:
-    """An action convention as plain numbers and strings."""
-    return asdict(spec) | {"representation": spec.representation.value}
-
-
-def action_spec_from_card(values: dict[str, Any]) -> ActionSpec:
-    """Read what :func:`action_spec_to_card` wrote."""
-    gripper = values["gripper"]
-    return ActionSpec(
-        representation=Representation(values["representation"]),
-        names=tuple(values["names"]),
-        frame=values["frame"],
-        dt=values["dt"],
-        gripper=None if gripper is None else GripperSpec(**gripper),
-    )

@@ -7,19 +7,19 @@ this one reads a single frame, since the nodes of a search tree keep one.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vla_reasoner_ros.weights import NetworkConfig
 from vla_reasoner_ros.world_models.encoder import rotation_matrix
 from vla_reasoner_ros.world_models.vision_latents import VisionLayout
 
 
 @dataclass(frozen=True)
-class PredictorConfig:
+class PredictorConfig(NetworkConfig):
     """The architecture, kept in the card beside the weights.
 
     Attributes:
@@ -39,15 +39,6 @@ class PredictorConfig:
     width: int = 384
     layers: int = 6
     heads: int = 6
-
-    @classmethod
-    def from_card(cls, values: dict[str, Any]) -> PredictorConfig:
-        """Read what :meth:`to_card` wrote."""
-        return cls(**(values | {"layout": VisionLayout(**values["layout"])}))
-
-    def to_card(self) -> dict[str, Any]:
-        """The architecture as plain numbers and strings."""
-        return asdict(self)
 
 
 class _Member(nn.Module):

@@ -10,9 +10,8 @@ displacements of four points follows DeTone et al. 2016 (arXiv 1606.03798).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
 from vla_reasoner_ros.types import Observation
-from vla_reasoner_ros.weights import load_into, load_model
+from vla_reasoner_ros.weights import NetworkConfig, load_into, load_model
 from vla_reasoner_ros.world_models.encoder import normalise_images, rotation_columns
 
 MODEL_NAME = "views"
@@ -48,7 +47,7 @@ class Significance:
 
 
 @dataclass(frozen=True)
-class ViewsConfig:
+class ViewsConfig(NetworkConfig):
     """The architecture, kept in the card beside the weights.
 
     Attributes:
@@ -62,16 +61,6 @@ class ViewsConfig:
     image_size: int = 96
     channels: tuple[int, ...] = (16, 32, 48, 64)
     hidden: int = 96
-
-    @classmethod
-    def from_card(cls, values: dict[str, Any]) -> ViewsConfig:
-        """Read what :meth:`to_card` wrote."""
-        lists = {name: tuple(values[name]) for name in ("cameras", "channels")}
-        return cls(**(values | lists))
-
-    def to_card(self) -> dict[str, Any]:
-        """The architecture as plain numbers and strings."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.types import ActionSpec, Observation
 from vla_reasoner_ros.weights import load_into, load_model
 from vla_reasoner_ros.world_models.base import Slots
+from vla_reasoner_ros.world_models.latent_states import LatentStates
 from vla_reasoner_ros.world_models.predictor import Predictor, PredictorConfig, with_rotation
 from vla_reasoner_ros.world_models.vision_latents import VisionEncoder
 
@@ -38,7 +37,7 @@ def load_predictor(folder: Path) -> tuple[Predictor, dict[str, Any]]:
     return network.eval().requires_grad_(False), card
 
 
-class Vjepa2Ac:
+class Vjepa2Ac(LatentStates):
     """The learned world model, its imagined states in numbered slots.
 
     Args:
@@ -65,30 +64,20 @@ class Vjepa2Ac:
         self.encoder = VisionEncoder.from_card(card, encoder, device, dtype, owner)
         self.device = self.encoder.vision.device
         self._network.to(self.device)
-        self._layout = self._network.config.layout
-        self.spec = ActionSpec.from_mapping(card["action_spec"])
-        self.macro_steps = self._network.config.macro_steps
-        self.joints = self._layout.joints
+        config = self._network.config
+        self._layout = config.layout
+        super().__init__(
+            ActionSpec.from_mapping(card["action_spec"]),
+            config.macro_steps,
+            config.layout.width,
+            self.device,
+        )
+        self.joints = config.layout.joints
         self.latent_source = self.encoder.fingerprint
-        self._hold(0)
-
-    def _hold(self, capacity: int) -> None:
-        self._states = torch.zeros((capacity, self._layout.width), device=self.device)
-        self._variance = torch.zeros(capacity, device=self.device)
-
-    def _index(self, slots: Slots) -> Tensor:
-        return torch.from_numpy(slots).to(self.device)
-
-    def allocate(self, capacity: int) -> None:
-        """Make room for ``capacity`` states of 4 Z bytes each."""
-        if capacity < 1:
-            raise ConfigurationError(f"world model {MODEL_NAME}: capacity must be positive")
-        self._hold(capacity)
 
     def encode(self, observation: Observation) -> None:
         """Write the state that was seen to slot 0."""
-        self._states[0] = self.encoder.encode([observation])[0]
-        self._variance[0] = 0.0
+        self._set_root(self.encoder.encode([observation])[0])
 
     @torch.inference_mode()
     def step(self, parents: Slots, actions: NDArray[np.float32], children: Slots) -> None:
@@ -98,45 +87,28 @@ class Vjepa2Ac:
             ModelError: the actions have another shape than M and D say, or the answer is not
                 finite.
         """
-        expected = (len(parents), self.macro_steps, self.spec.dimensions)
-        if actions.shape != expected:
-            raise ModelError(
-                f"world model {MODEL_NAME}: expected actions {expected}, got {actions.shape}"
-            )
+        moves = torch.from_numpy(self._commands(parents, actions)).to(self.device)
         source, target = self._index(parents), self._index(children)
-        moves = torch.from_numpy(np.ascontiguousarray(actions, dtype=np.float32)).to(self.device)
         members = self._network(self._states[source], moves)
         mean = members.mean(dim=0)
-        if not torch.isfinite(mean).all():
-            raise ModelError(f"world model {MODEL_NAME}: the imagined state is not finite")
+        self._require_finite(bool(torch.isfinite(mean).all()))
         state, tokens = self._layout.split(mean)
         self._states[target] = self._layout.join(with_rotation(state), tokens)
         tokens = self._layout.split(members)[1]
         disagreement = tokens.var(dim=0, unbiased=False).mean(dim=(-2, -1))
         self._variance[target] = self._variance[source] + disagreement
 
-    def copy(self, source: Slots, target: Slots) -> None:
-        """Copy states between slots, as if all were read before any is written."""
-        read, write = self._index(source), self._index(target)
-        self._states[write] = self._states[read].clone()
-        self._variance[write] = self._variance[read].clone()
-
-    def latents(self, slots: Slots) -> Tensor:
-        """(B, Z) float32 latents on the model's device."""
-        return self._states[self._index(slots)]
-
     def uncertainty(self, slots: Slots) -> NDArray[np.float64]:
         """(B,) root mean square disagreement of the members per feature, along the path."""
-        return self._variance[self._index(slots)].sqrt().double().cpu().numpy()
+        return self._deviation(slots)
 
     def distance(self, slots: Slots) -> NDArray[np.float64]:
         """(B,) mean absolute difference of the features from those seen in slot 0."""
         now, seen = (
-            self._layout.split(states)[1]
-            for states in (self._states[self._index(slots)], self._states[:1])
+            self._layout.split(states)[1] for states in (self.latents(slots), self._states[:1])
         )
         return (now - seen).abs().mean(dim=(-2, -1)).double().cpu().numpy()
 
     def ee_positions(self, slots: Slots) -> NDArray[np.float64]:
         """(B, 3) imagined end-effector positions, m, in the frame of the recordings."""
-        return self._states[self._index(slots), :3].double().cpu().numpy()
+        return self.latents(slots)[:, :3].double().cpu().numpy()
