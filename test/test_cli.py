@@ -82,6 +82,8 @@ def test_a_fault_of_the_system_that_names_no_file_is_not_hidden(verb):
     [
         (ModuleNotFoundError("No module named 'rclpy'", name="rclpy"), "this verb needs ROS 2"),
         (ImportError("librcl_action.so: no such file\nThe C extension ..."), "needs ROS 2"),
+        (ImportError("cannot import name 'A'", name="vla_reasoner_ros.srv"), "needs ROS 2"),
+        (ImportError("No module named 'a'", name="vla_reasoner_ros.a"), "build it again"),
         (ModuleNotFoundError("No module named 'ray'", name="ray"), "is the extra that brings it"),
     ],
 )

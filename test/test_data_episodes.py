@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -52,6 +53,13 @@ def record(path, seed=100_000, steps=5, spec=SPEC, size=8, task="lift_red", **fi
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "episode.safetensors"
+
+
+def test_a_folder_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
+    # Whoever runs the tests as root may read everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(EpisodeError, match=f"episode folder {tmp_path}: may not be read"):
+        EpisodeSet.open(tmp_path)
 
 
 def test_an_episode_comes_back_as_it_was_recorded(path):

@@ -11,6 +11,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -191,8 +192,11 @@ def _fault_of_a_file(error: OSError) -> str:
 def _missing(error: ImportError) -> str:
     """What cannot be imported, in one line, and where it comes from."""
     said = str(error).splitlines()[0]
-    if (error.name or "").partition(".")[0] in ("rclpy", "vla_reasoner_ros") or "librcl" in said:
+    name = error.name or ""
+    if re.match(r"rclpy|vla_reasoner_ros\.(msg|srv|action)\b", name) or "librcl" in said:
         return f"{said}; this verb needs ROS 2: source it and the workspace's setup.bash"
+    if name.startswith("vla_reasoner_ros"):
+        return f"{said}; the installed package is not whole: build it again"
     return f"{said}; is the extra that brings it installed?"
 
 

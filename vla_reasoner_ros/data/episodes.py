@@ -27,6 +27,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -392,6 +393,8 @@ class EpisodeSet(Sequence[Episode]):
         for folder in map(Path, folders):
             if not folder.is_dir():
                 raise EpisodeError(f"episode folder {folder}: there is none")
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise EpisodeError(f"episode folder {folder}: may not be read")
             found = sorted(path for path in folder.rglob(f"*{SUFFIX}") if path.name[0] != ".")
             if not found:
                 raise EpisodeError(f"episode folder {folder}: no *{SUFFIX} file in it")

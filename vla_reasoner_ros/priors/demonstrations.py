@@ -86,7 +86,7 @@ class Demonstrations:
         if (scale == 0.0).any() or np.linalg.matrix_rank(correlation, tol=1e-9) < size:
             raise ConfigurationError(
                 f"demonstrated actions: the covariance of {count} actions in {size} motion "
-                "dimensions is singular"
+                "dimensions is singular; more of them are needed, or more varied ones"
             )
         gripper = spec.gripper
         is_open = 1.0
