@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vla_reasoner_ros.control.commands import ControllerState, ExecutorStatus
 from vla_reasoner_ros.parameters import parameter
-from vla_reasoner_ros.ros.diagnostics import Finding, Level, Report, summary, too_high
+from vla_reasoner_ros.ros.diagnostics import Level, Report, because, summary, too_high
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ class ArmDiagnostics:
             return Report(Level.STALE, f"no chunk for {silent:.1f} s", values)
         share = rejected / max(1, accepted + rejected)
         findings = [
-            _because(
+            because(
                 too_high("rejected", share, limits.rejected_warn, limits.rejected_error),
                 status.last_rejection,
             ),
-            _because(
+            because(
                 too_high("held", held, limits.hold_warn, limits.hold_error, " s"), status.reason
             ),
             too_high(
@@ -125,8 +125,3 @@ class ArmDiagnostics:
         return summary(
             findings, status.reason or status.state.name.lower().replace("_", " "), values
         )
-
-
-def _because(finding: Finding, reason: str) -> Finding:
-    level, text = finding
-    return level, f"{text}: {reason}" if reason else text

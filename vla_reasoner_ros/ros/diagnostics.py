@@ -63,6 +63,12 @@ def too_low(name: str, number: float, warn: float, error: float, unit: str = "")
     return Level.OK, ""
 
 
+def because(finding: Finding, reason: str) -> Finding:
+    """A judgement with what is known of its cause."""
+    level, text = finding
+    return level, f"{text}: {reason}" if reason else text
+
+
 def summary(findings: Iterable[Finding], well: str, values: Mapping[str, Any]) -> Report:
     """One report of many findings: the worst level, and the text of all that are not well.
 

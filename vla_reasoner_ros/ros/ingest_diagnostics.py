@@ -10,7 +10,7 @@ from typing import Any
 
 from vla_reasoner_ros.data.ingest import Ingest
 from vla_reasoner_ros.parameters import parameter
-from vla_reasoner_ros.ros.diagnostics import Level, Report, summary, too_high, too_low
+from vla_reasoner_ros.ros.diagnostics import Level, Report, because, summary, too_high, too_low
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,9 @@ class IngestDiagnostics:
         if limits.stale and change.silent_s > limits.stale:
             return Report(Level.STALE, f"no {name} for {change.silent_s:.1f} s", values)
         share = change.refused / max(1, tried)
-        level, text = too_high("dropped", share, limits.dropped_warn, limits.dropped_error)
         age = values.get("age [s]", 0.0)
         findings = [
-            (level, f"{text}: {reason}"),
+            because(too_high("dropped", share, limits.dropped_warn, limits.dropped_error), reason),
             too_low("rate", change.rate, limits.rate_warn, limits.rate_error, " Hz"),
             too_high("age", age, limits.age_warn, limits.age_error, " s"),
         ]

@@ -14,7 +14,7 @@ import numpy as np
 from vla_reasoner_ros.components import Components, device
 from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.parameters import parameter
-from vla_reasoner_ros.ros.diagnostics import Finding, Level, Report, summary, too_high
+from vla_reasoner_ros.ros.diagnostics import Finding, Level, Report, because, summary, too_high
 from vla_reasoner_ros.ros.reports import tree_to_message
 from vla_reasoner_ros.search.statistics import SearchStatistics, Status
 from vla_reasoner_ros.srv import GetSearchTree
@@ -200,9 +200,10 @@ def _judge(
         "deviated [share]": float(np.mean([s.deviated for s in said])),
         "drift": last.drift,
     }
-    level, text = too_high("fallback", fallback, limits.fallback_warn, limits.fallback_error)
     return [
-        (level, f"{text}: {reason}"),
+        because(
+            too_high("fallback", fallback, limits.fallback_warn, limits.fallback_error), reason
+        ),
         too_high("time p95", p95, limits.time_warn, limits.time_error, " ms"),
         too_high("deadlines missed", missed, limits.missed_warn, limits.missed_error),
         too_high("drift", last.drift, limits.drift_warn, limits.drift_error),
