@@ -68,6 +68,9 @@ VERBS: dict[str, Verb] = {
     ),
     "train value": Verb("progress toward the instruction", "vla_reasoner_ros.training.value"),
     "train world-model": Verb("latent dynamics", "vla_reasoner_ros.training.world_model"),
+    "train decoder": Verb(
+        "pictures of what was imagined, for people", "vla_reasoner_ros.training.decoder"
+    ),
     "train vision-model": Verb(
         "predictor of world model vjepa2_ac, on a frozen V-JEPA 2 or DINOv2 encoder",
         "vla_reasoner_ros.training.vision_model",
@@ -104,6 +107,10 @@ VERBS: dict[str, Verb] = {
     ),
     "memory": Verb(
         "what a configuration takes in memory, and whether it fits", "vla_reasoner_ros.memory"
+    ),
+    "imagine": Verb(
+        "draw what the learned world model imagines of a recorded episode",
+        "vla_reasoner_ros.evaluation.imagined",
     ),
     "report": Verb(
         "write an HTML report of an evaluation or a replay", "vla_reasoner_ros.evaluation.report"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from vla_reasoner_ros.data.episodes import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
@@ -26,7 +27,8 @@ from vla_reasoner_ros.training.progress import Progress
 from vla_reasoner_ros.world_models.encoder import Encoder, LatentLayout, arm_latents
 
 Float32 = NDArray[np.float32]
-_GRIPPER_M = 0.08
+OPEN_M = 0.08
+"""Between the fingers of the open gripper, m; ``config/robots/fr3.yaml`` says so."""
 LOWEST_Z = -0.05
 """What falls off the table is said to stop here, m: how deep it has fallen teaches nothing."""
 _BATCH = 64
@@ -250,8 +252,6 @@ def load_episodes(episodes: EpisodeSet, encoder: Encoder, cache: Path) -> list[E
 
 
 def _true_latents_of_episode(episode: Any, layout: LatentLayout) -> Float32:
-    from scipy.spatial.transform import Rotation
-
     recorded = episode.meta.object_names
     missing = [name for name in layout.objects if name not in recorded]
     if missing:
@@ -265,7 +265,7 @@ def _true_latents_of_episode(episode: Any, layout: LatentLayout) -> Float32:
     held = is_held(
         episode["ee_position"],
         Rotation.from_quat(quaternions).as_matrix(),
-        episode["gripper"] * _GRIPPER_M,
+        episode["gripper"] * OPEN_M,
         poses[:, : layout.blocks, :3],
     )
     return true_latents(
