@@ -65,6 +65,9 @@ class Endpoints:
         self._node = node
         self._topics: dict[str, _Topic] = {}
         self._known: set[str] = set()
+        # Before any endpoint: what rclpy declares for one that it makes stays declared after it.
+        given = node.get_parameters_by_prefix(PREFIX.rstrip("."))
+        self._given = {f"{PREFIX}{name}" for name in given}
 
     def subscription(self, topic: str, profile: QoSProfile) -> dict[str, Any]:
         """Profile and options for a new subscription, by the names of rclpy's arguments."""
@@ -80,10 +83,7 @@ class Endpoints:
         Raises:
             ConfigurationError: it names them and what there is.
         """
-        given = {
-            f"{PREFIX}{name}" for name in self._node.get_parameters_by_prefix(PREFIX.rstrip("."))
-        }
-        unused = sorted(given - self._known)
+        unused = sorted(self._given - self._known)
         if unused:
             raise ConfigurationError(
                 f"{', '.join(unused)}: nothing here has this quality of service; known are "
@@ -131,11 +131,11 @@ class Endpoints:
         self._known |= {prefix + policy.name.lower() for policy in POLICIES}
         topic = self._topics.setdefault(full, _Topic())
         callbacks = {"incompatible_qos": lambda event: self._incompatible(full, topic, event)}
-        if self._node.has_parameter(f"{prefix}deadline"):
+        if f"{prefix}deadline" in self._given:
             callbacks["deadline"] = lambda event: _count_deadlines(topic, event)
         if role == "subscription":
             callbacks["message_lost"] = lambda event: _count_lost(topic, event)
-            if self._node.has_parameter(f"{prefix}liveliness_lease_duration"):
+            if f"{prefix}liveliness_lease_duration" in self._given:
                 callbacks["liveliness"] = lambda event: _watch_liveliness(topic, event)
         return {
             "qos_profile": copy.copy(profile),
