@@ -20,13 +20,14 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms, report
 from vla_reasoner_ros.evaluation.page import assembly
 from vla_reasoner_ros.evaluation.page.moments import Moment, Recording
-from vla_reasoner_ros.evaluation.page.packing import pack, source_of
+from vla_reasoner_ros.evaluation.page.packing import BLOCK, pack, source_of
 from vla_reasoner_ros.evaluation.page.replays import TREE_FIELDS
 from vla_reasoner_ros.evaluation.replay import replay_bag
 from vla_reasoner_ros.evaluation.replay_settings import read_settings
 from vla_reasoner_ros.search.lines import principal_path, root_candidates
 from vla_reasoner_ros.sim.world import World
 
+MANY, TELLING = 700, 450
 LATE, BLANK = (2, 5), 7
 """Decisions without time to search, and one whose instruction the policy does not know."""
 
@@ -249,6 +250,64 @@ def test_a_click_on_the_timeline_chooses_the_decision_there(opened, session):
     opened.click(x, y)
     opened.until("document.querySelector('#explorer').dataset.decision === '7'")
     assert decision(opened) == 7
+
+
+@pytest.fixture(scope="module")
+def long_page(session, tmp_path_factory):
+    """Many more decisions than fit into a window, the most telling of them not the first."""
+    told = moments_of(session)
+    many = [
+        dataclasses.replace(told[i % len(told)], time_s=0.4 * i, picture=None, tree=None)
+        for i in range(MANY)
+    ]
+    best = max(range(len(told)), key=lambda i: (told[i].statistics["deviated"], i))
+    said = dict(told[best].statistics) | {"margin": 0.9, "deviated": True}
+    many[TELLING] = dataclasses.replace(told[best], time_s=0.4 * TELLING, statistics=said)
+    path = tmp_path_factory.mktemp("long") / "page.html"
+    if left_out := report.write_page(path, "Many", [], [Recording("many", "", many)], 160):
+        pytest.skip(left_out)
+    return path
+
+
+def test_of_many_decisions_only_what_is_in_sight_exists(browser, long_page):
+    browser.open(long_page)
+    browser.until("document.querySelector('#explorer').dataset.decision")
+    fits = browser.run("explorer.list.container.clientHeight") // 30 + 14
+    for share in (0.0, 0.5, 0.501, 1.0):
+        browser.run(
+            "(explorer.list.container.scrollTop = "
+            f"{share} * explorer.list.container.scrollHeight, explorer.list.draw())"
+        )
+        shown = rows(browser)
+        assert len(shown) <= fits < MANY
+        assert shown == list(range(shown[0], shown[-1] + 1))
+        assert browser.run("document.querySelectorAll('.row').length") <= fits
+    assert shown[-1] == MANY
+    wide = browser.run("explorer.timeline.marks")
+    browser.size(390, 800)
+    browser.until("explorer.timeline.plots.at(-1).width < 400")
+    browser.run("explorer.timeline.plots.at(-1).redraw()")
+    browser.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    columns = browser.run("explorer.timeline.plots.at(-1).over.clientWidth")
+    drawn = browser.run("explorer.timeline.marks")
+    browser.size(1400, 1000)
+    assert 0 < drawn <= 8 * columns  # four sources and four lanes
+    assert drawn < wide
+
+
+def test_the_first_decision_is_there_before_the_rest_is_read(browser, long_page, tmp_path):
+    content = long_page.read_text(encoding="utf-8")
+    ids = re.findall(r'<script type="[^"]+" id="(session-[^"]+)">', content)
+    first = f"session-details-{TELLING // BLOCK}"
+    assert ids[:2] == ["session-index", first]
+    assert content.index('import "page/main"') < content.index('id="session-index"')
+    # A file that ends after the first block has all that the first decision takes.
+    cut = tmp_path / "cut.html"
+    cut.write_text(content[: content.index(f'id="{ids[3]}"') - 40], encoding="utf-8")
+    browser.problems.clear()
+    browser.open(cut)
+    browser.until(f"document.querySelector('#explorer').dataset.decision === '{TELLING + 1}'")
+    assert browser.problems == []
 
 
 def test_it_is_the_same_page_in_firefox(session, page):

@@ -56,7 +56,7 @@ export class DecisionList {
     const first = Math.max(0, Math.floor(this.container.scrollTop / ROW) - SPARE);
     const fits = Math.ceil(this.container.clientHeight / ROW) + 2 * SPARE;
     const last = Math.min(this.indices.length, first + fits);
-    while (this.rows.length < last - first) {
+    while (this.rows.length < fits) {
       const cells = ["number", "time", "source", "gain", "took", "flags"].map((name) =>
         element("span", { class: name })
       );
@@ -64,11 +64,13 @@ export class DecisionList {
       this.rows.push({ row, cells, index: -1 });
       this.spacer.append(row);
     }
-    this.rows.forEach((entry, i) => {
-      const place = first + i;
+    // A place keeps its row while it is in sight, so that scrolling fills only the new ones.
+    const count = this.rows.length;
+    for (let place = first; place < first + count; place++) {
+      const entry = this.rows[place % count];
       entry.row.hidden = place >= last;
       if (place < last) this.fill(entry, this.indices[place], place);
-    });
+    }
   }
 
   fill(entry, index, place) {

@@ -2,7 +2,7 @@
 
 import { Detail } from "page/detail";
 import { DecisionList } from "page/list";
-import { FILTERS, Session } from "page/session";
+import { FILTERS, Session, arrived } from "page/session";
 import { Timeline } from "page/timeline";
 import { count, element } from "page/words";
 
@@ -203,4 +203,5 @@ class Explorer {
   }
 }
 
+await arrived("session-index");
 window.explorer = new Explorer(document.getElementById("explorer"));

@@ -1,9 +1,21 @@
 // What the page holds of a session: columns of numbers at once, the rest block by block on demand.
+// The explorer begins while the browser still reads the file; what it needs is waited for.
 
 const KEPT_BLOCKS = 24;
+const LOOK_AGAIN_MS = 20;
 
 export const STATUS = { OK: 0, DEADLINE: 1, SKIPPED: 2, POLICY: 3, HOLD: 4 };
 export const SOURCES = ["search", "blend", "policy", "hold"];
+
+// Whether an element of data has been read to its end: something follows it.
+function whole(id) {
+  const found = document.getElementById(id);
+  return document.readyState !== "loading" || Boolean(found && found.nextSibling);
+}
+
+export async function arrived(id) {
+  while (!whole(id)) await new Promise((done) => setTimeout(done, LOOK_AGAIN_MS));
+}
 
 function parse(id) {
   return JSON.parse(document.getElementById(id).textContent);
@@ -43,7 +55,10 @@ export class Session {
     this.blockSize = index.block;
     const text = (name, block) =>
       document.getElementById(`session-${name}-${block}`).textContent;
-    this.detailBlock = remembering((block) => inflate(text("details", block)));
+    this.detailBlock = remembering(async (block) => {
+      await arrived(`session-details-${block}`);
+      return inflate(text("details", block));
+    });
     this.pictureBlock = remembering((block) => text("pictures", block).split("\n"));
     // Recordings follow one another on the timeline, with a gap that can be seen.
     const { time, recording } = this.columns;
@@ -63,14 +78,17 @@ export class Session {
 
   // Everything that the decision says about itself, its candidates and its tree.
   async details(index) {
-    const block = await this.detailBlock(Math.floor(index / this.blockSize));
+    const number = Math.floor(index / this.blockSize);
+    const block = await this.detailBlock(number);
+    if (this.columns.picture[index]) await arrived(`session-pictures-${number}`);
     return block[index % this.blockSize];
   }
 
-  // The picture of the moment as a data URI, or null.
+  // The picture of the moment as a data URI; null where there is none, or it is not read yet.
   picture(index) {
-    if (!this.columns.picture[index]) return null;
-    const line = this.pictureBlock(Math.floor(index / this.blockSize))[index % this.blockSize];
+    const block = Math.floor(index / this.blockSize);
+    if (!this.columns.picture[index] || !whole(`session-pictures-${block}`)) return null;
+    const line = this.pictureBlock(block)[index % this.blockSize];
     return `data:image/jpeg;base64,${line}`;
   }
 

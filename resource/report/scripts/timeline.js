@@ -69,6 +69,9 @@ export class Timeline {
     this.observer.observe(container);
     onThemeChange(() => this.plots.forEach((plot) => plot.redraw(false, true)));
     this.say(null);
+    if (document.readyState === "loading") {
+      document.addEventListener("DOMContentLoaded", () => this.drawStrip(), { once: true });
+    }
   }
 
   // Columns for the charts; a row of nothing between two recordings breaks the lines.
@@ -286,6 +289,16 @@ export class Timeline {
     );
     const colours = LANES.map((one) => (one.colour ? theme(one.colour) : ""));
     const toPixels = width / (max - min);
+    // Of the marks that would fall on one another in a column of pixels, one is drawn.
+    const drawn = new Map();
+    const free = (kind, from) => {
+      const column = Math.floor(from / ratio);
+      if (drawn.get(kind) === column) return false;
+      drawn.set(kind, column);
+      this.marks += 1;
+      return true;
+    };
+    this.marks = 0;
     for (let row = 0; row < x.length; row++) {
       const index = decisions[row];
       const next = x[row + 1] ?? this.full[1];
@@ -293,13 +306,17 @@ export class Timeline {
       if (x[row] > max) break;
       const from = left + (x[row] - min) * toPixels;
       const wide = Math.max((next - x[row]) * toPixels - ratio, ratio);
-      context.globalAlpha = this.matches && !this.matches.has(index) ? 0.2 : 1;
-      const [colour, height] = looks[session.source(index)];
-      context.fillStyle = colour;
-      const tall = (lane - 4 * ratio) * height;
-      context.fillRect(from, top + lane - 2 * ratio - tall, wide, tall);
+      const faint = this.matches && !this.matches.has(index);
+      context.globalAlpha = faint ? 0.2 : 1;
+      const source = session.source(index);
+      const [colour, height] = looks[source];
+      if (free(faint ? `${source}, faint` : source, from)) {
+        context.fillStyle = colour;
+        const tall = (lane - 4 * ratio) * height;
+        context.fillRect(from, top + lane - 2 * ratio - tall, wide, tall);
+      }
       for (let kind = 1; kind < LANES.length; kind++) {
-        if (!LANES[kind].test(session, index)) continue;
+        if (!LANES[kind].test(session, index) || !free(faint ? -kind : kind, from)) continue;
         context.fillStyle = colours[kind];
         shape(context, kind, from + ratio, top + lane * (kind + 0.5), 5 * ratio);
       }
@@ -426,7 +443,7 @@ export class Timeline {
     const frames = [...wanted].map((index) => {
       const when = seconds(this.session.columns.time[index]);
       const image = element("img", {
-        src: this.session.picture(index),
+        src: this.session.picture(index) ?? "data:,",
         alt: `the scene at ${when}`,
         decoding: "async",
         draggable: false,

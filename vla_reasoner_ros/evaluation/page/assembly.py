@@ -48,7 +48,8 @@ def page(title: str, body: str, explorer: str = "") -> bytes:
         script, style, licence = chart_library()
         styles = f"{style}\n{styles}"
         head = f"<script>/*!\n{licence}*/\n{script}</script>\n{_import_map(folder / 'scripts')}"
-        start = f'{explorer}\n<script type="module">import "{PREFIX}main";</script>'
+        # Asynchronous, it begins while the browser still reads the data after it.
+        start = f'<script type="module" async>import "{PREFIX}main";</script>\n{explorer}'
     template = string.Template((folder / "page.html").read_text(encoding="utf-8"))
     text = template.substitute(
         title=escape(title), styles=styles, scripts=head, body=body, start=start
