@@ -110,6 +110,28 @@ def test_a_changed_step_and_all_after_it_are_done_again(two, tmp_path):
     assert [ledger.is_done(step) for step in changed] == [False, False]
 
 
+def test_what_a_changed_step_had_made_is_set_aside(two, tmp_path):
+    work = tmp_path / "work"
+    steps = load_recipe(str(two), work, work / "models")
+    assert [step.makes for step in steps] == [(work / "a",), (work / "b",)]
+    (work / "b").mkdir(parents=True)
+    (work / "b" / "old").touch()
+    recipe.set_aside(steps[1], work)
+    assert not (work / "b").exists()
+    assert len(list((work / recipe.REPLACED).glob("*/b/old"))) == 1
+    recipe.set_aside(steps[1], work)
+
+
+def test_a_step_makes_what_no_step_before_it_names():
+    work = Path("work")
+    makes = {step.name: step.makes for step in load_recipe("shipped", work, work / "models")}
+    assert makes["policy"] == (work / "training" / "policy",)
+    assert makes["decisions of the expert"] == (work / "branches",)
+    assert makes["decisions of the policy"] == ()
+    assert work / "branches" / "held_out" not in makes["report card"]
+    assert all(work / "models" not in made for made in makes.values())
+
+
 def test_the_time_left_follows_the_speed_of_this_machine(two, tmp_path):
     steps = load_recipe(str(two), tmp_path, tmp_path / "models")
     ledger = Ledger(tmp_path / recipe.LEDGER, "models")

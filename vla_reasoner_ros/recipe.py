@@ -34,6 +34,8 @@ from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.paths import MODELS_VARIABLE, share_directory
 from vla_reasoner_ros.training.progress import duration
 
+REPLACED = "replaced"
+"""Folder of what changed steps had made."""
 HEARTBEAT_S = 10.0
 """How often the time of the running step is written down: what a killed run loses of it at most."""
 LEDGER, TABLE, LOG, LOCK = "recipe.json", "recipe.md", "recipe.jsonl", "recipe.lock"
@@ -59,12 +61,14 @@ class Step:
         command: the words after ``vla-reasoner``.
         minutes: what it took when it was measured; for the time left.
         key: changes when the step, or one before it, does.
+        makes: files and folders that no step before it names, below the work folder.
     """
 
     name: str
     command: tuple[str, ...]
     minutes: float
     key: str
+    makes: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -237,6 +241,7 @@ def load_recipe(name: str, work: Path, models: Path) -> list[Step]:
     if not isinstance(listed, list) or not listed:
         raise ConfigurationError(f"recipe {path}: expected a list of steps")
     steps: list[Step] = []
+    named: set[Path] = set()
     key = ""
     for number, entry in enumerate(listed, start=1):
         words = _words(entry, f"recipe {path}, step {number}", work, models)
@@ -244,7 +249,10 @@ def load_recipe(name: str, work: Path, models: Path) -> list[Step]:
             raise ConfigurationError(f"recipe {path}: the step {entry['name']} stands twice")
         # Of the command as it is written, so that moved folders stay done.
         key = hashlib.sha256((key + " ".join(entry["run"].split())).encode()).hexdigest()[:16]
-        steps.append(Step(entry["name"], words, float(entry.get("minutes", 1.0)), key))
+        paths = [Path(word) for word in words if work in Path(word).parents]
+        makes = tuple(p for p in paths if not (named | {models}) & {p, *p.parents})
+        named.update(makes)
+        steps.append(Step(entry["name"], words, float(entry.get("minutes", 1.0)), key, makes))
     return steps
 
 
@@ -288,6 +296,8 @@ def run_steps(steps: Sequence[Step], ledger: Ledger, lock: int) -> None:
         for earlier in entry.runs:
             if earlier.outcome == RUNNING:
                 earlier.outcome = KILLED
+        if known is not None and not same:
+            set_aside(step, ledger.path.parent)
         ledger.entries[step.name] = entry
         left = time_left(steps, ledger)
         _say(f"{number}/{len(steps)} {step.name}, about {duration(left)} left in all")
@@ -301,6 +311,17 @@ def run_steps(steps: Sequence[Step], ledger: Ledger, lock: int) -> None:
         entry.done, entry.finished = True, _now()
         ledger.write(steps)
         _say(f"{number}/{len(steps)} {step.name}: done in {duration(entry.seconds)}")
+
+
+def set_aside(step: Step, work: Path) -> None:
+    """Move what an earlier recipe's step of this name made out of the way, below ``replaced``."""
+    folder = work / REPLACED / _now().replace(":", "")
+    for made in step.makes:
+        if made.exists():
+            target = folder / made.relative_to(work)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.rename(target)
+            _say(f"{step.name} has changed: {made} is now {target}")
 
 
 def time_left(steps: Sequence[Step], ledger: Ledger) -> float:
