@@ -25,6 +25,7 @@ from vla_reasoner_ros.control.trajectory import MotionState
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.ros import graph as lifecycle
 from vla_reasoner_ros.ros import qos
+from vla_reasoner_ros.ros.clock import to_stamp
 from vla_reasoner_ros.ros.conversions import pose_from_message
 from vla_reasoner_ros.ros.graph import GraphError
 from vla_reasoner_ros.ros.output import action_type
@@ -283,6 +284,19 @@ def test_when_the_controller_is_killed_the_deadman_brings_the_stream_to_rest(str
     assert len(stream.heard) == silent
     refused = bench.client.call(Trigger, f"{DEADMAN}/reset", Trigger.Request())
     assert "the arm controller silent" in refused.message
+    if isinstance(stream, Servo):
+        a_velocity_that_nothing_follows(stream, last)
+
+
+def a_velocity_that_nothing_follows(stream, message):
+    """As of a controller that died at the end of its motion: the deadman says zero."""
+    stray = copy.deepcopy(message)
+    stray.header.stamp = to_stamp(stream.bench.now)
+    heard = len(stream.heard)
+    stream.publisher.publish(stray)
+    stream.until(lambda: len(stream.heard) > heard + 1)
+    assert numbers(stream.heard[heard]).any()
+    assert not numbers(stream.heard[heard + 1]).any()
 
 
 class Controller:
