@@ -24,7 +24,10 @@ def launch_recorder(context: LaunchContext) -> list:
         command.append("--compress")
     return [
         ExecuteProcess(
-            cmd=command, output="screen", on_exit=ends_launch("the recorder", "recorded")
+            cmd=command,
+            name="recorder",
+            output="screen",
+            on_exit=ends_launch("the recorder", "recorded"),
         )
     ]
 

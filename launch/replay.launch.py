@@ -70,7 +70,10 @@ def player(context: LaunchContext, contract: str) -> ExecuteProcess:
         command += ["--remap"]
         command += [f"{topic}:=/{namespace}/{name}" for topic, name in topics.items()]
     return ExecuteProcess(
-        cmd=command, output="screen", on_exit=ends_launch("the player", "the bag is over")
+        cmd=command,
+        name="player",
+        output="screen",
+        on_exit=ends_launch("the player", "the bag is over"),
     )
 
 
