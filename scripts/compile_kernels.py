@@ -11,21 +11,17 @@ from pathlib import Path
 
 import vla_reasoner_ros
 from vla_reasoner_ros.components import ComponentParameters, load_components
+from vla_reasoner_ros.kernels import compiled
 from vla_reasoner_ros.planner import warm_up
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.search.parameters import SearchParameters
 
 SOURCE = Path(__file__).resolve().parent.parent / "vla_reasoner_ros"
-COMPILED = ("*.nbi", "*.nbc")
 
 
 def main() -> None:
     """Decide once with each world model, then share what was compiled."""
     installed = Path(vla_reasoner_ros.__file__).parent
-    for folder in {installed, SOURCE}:
-        for path in compiled(folder):
-            # Numba does not see that a kernel's callee in another file has changed.
-            path.unlink()
     for world_model in ("simulator", "latent"):
         parts = load_components(ComponentParameters(world_model=world_model))
         reasoner = Reasoner(
@@ -37,11 +33,6 @@ def main() -> None:
             target = SOURCE / path.relative_to(installed)
             target.parent.mkdir(exist_ok=True)
             shutil.copy2(path, target)
-
-
-def compiled(folder: Path) -> list[Path]:
-    """What Numba has compiled of the modules below a folder."""
-    return [path for pattern in COMPILED for path in folder.rglob(pattern)]
 
 
 if __name__ == "__main__":

@@ -123,7 +123,8 @@ build_package() {
 }
 
 kernel_hash() {
-  { environment_hash; cat vla_reasoner_ros/{priors,search,sim}/*.py; } | sha256sum
+  { environment_hash; cat vla_reasoner_ros/{priors,search,sim,values,world_models}/*.py \
+    vla_reasoner_ros/{dense_kernels,kernels,perceptron}.py; } | sha256sum
 }
 
 compile_kernels() { # so that no first decision has to; without them it is slower, no more

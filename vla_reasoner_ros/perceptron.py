@@ -24,6 +24,7 @@ from vla_reasoner_ros.dense_kernels import (
     tile,
 )
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.kernels import kernel
 
 Floats = NDArray[np.float32]
 ACTIVATIONS = {"relu": RELU, "silu": SILU}
@@ -261,7 +262,7 @@ _panel = _panel_function(False)
 _panel_of_pairs = _panel_function(True) if HAS_BFLOAT16 else _panel
 
 
-@numba.njit(cache=True)
+@kernel
 def _chunk(
     packed: Packed,
     inputs: Floats,
@@ -303,7 +304,7 @@ def _chunk(
             answer[member, first + row, i] = final[row * (step // 4) + i]
 
 
-@numba.njit(cache=True)
+@kernel
 def _fill(scratch: NDArray[np.uint8], step: int, given: Floats, narrow: bool) -> None:
     """Copy inputs (B, I) to where the first layer reads them, as it wants them."""
     rows, width = given.shape
@@ -322,7 +323,7 @@ def _fill(scratch: NDArray[np.uint8], step: int, given: Floats, narrow: bool) ->
                 numbers[begin + i] = given[row, i]
 
 
-@numba.njit(cache=True)
+@kernel
 def _to_bfloat16(values: Floats, halves: NDArray[np.uint16]) -> None:
     """The upper halves of float32 numbers, rounded to the nearest even; NaN stays NaN."""
     bits = values.view(np.uint32)
@@ -333,7 +334,7 @@ def _to_bfloat16(values: Floats, halves: NDArray[np.uint16]) -> None:
         halves[i] = up >> np.uint32(16)
 
 
-@numba.njit(cache=True)
+@kernel
 def _forward(packed: Packed, inputs: Floats, answer: Floats, narrow: bool) -> None:
     """All members and rows, one chunk after the other."""
     members, rows = answer.shape[:2]

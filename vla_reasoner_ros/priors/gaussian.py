@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.priors.base import Actions, Candidates, Prior
 from vla_reasoner_ros.priors.noise import MacroNoise
 from vla_reasoner_ros.priors.space import MotionSpace, action_spec
@@ -124,7 +124,7 @@ class Flips:
         return np.where(flips, self._flipped, self._kept)
 
 
-@numba.njit(cache=True)
+@kernel
 def _drawn(
     reference: Actions,
     moves: Actions,

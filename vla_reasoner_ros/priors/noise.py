@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.kernels import kernel
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ class MacroNoise:
         return -0.5 * (log_determinant + steps * size * math.log(2.0 * math.pi))
 
 
-@numba.njit(cache=True)
+@kernel
 def _log_density(values: Floats, precision: Floats, c: float, constant: float) -> Floats:
     """Constant less half of the squared Mahalanobis lengths (N,) of (N, M, T).
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.rotations import conjugate, from_rotation_vector, product, to_rotation_vector
 from vla_reasoner_ros.types import ActionSpec, GripperSpec, Representation
 
@@ -126,7 +126,7 @@ class MotionSpace:
         return _flipped(actions, reference, self.gripper, self.gripper_ends)
 
 
-@numba.njit(cache=True)
+@kernel
 def _displaced(
     reference: Floats,
     displacements: Floats,
@@ -149,7 +149,7 @@ def _displaced(
     return actions
 
 
-@numba.njit(cache=True)
+@kernel
 def _difference(actions: Floats, reference: Floats, moved: NDArray[np.int64]) -> Floats:
     """(B, K, M, I) actions less their references in the I moved dimensions."""
     nodes, count, steps, _ = actions.shape
@@ -162,7 +162,7 @@ def _difference(actions: Floats, reference: Floats, moved: NDArray[np.int64]) ->
     return away
 
 
-@numba.njit(cache=True)
+@kernel
 def _flipped(actions: Floats, reference: Floats, gripper: int, ends: float) -> NDArray[np.bool_]:
     """Whether the mean gripper command lies nearer to the mirrored than to the own one."""
     nodes, count = actions.shape[:2]

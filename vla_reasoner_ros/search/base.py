@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ModelError
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.priors.base import Candidates
 
 Floats = NDArray[np.floating[Any]]
@@ -121,7 +121,7 @@ def refuse(fault: int) -> None:
         raise ModelError(f"prior: {number if fault == ACTION else 'a log density is NaN or +inf'}")
 
 
-@numba.njit(cache=True)
+@kernel
 def fault_of(actions: NDArray[np.float64], log_density: NDArray[np.float64]) -> int:
     """Whether candidates can be used: actions are finite, densities neither NaN nor +inf."""
     for node in range(len(actions)):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.types import ActionSpec, Representation
 
 Floats = NDArray[np.float64]
@@ -80,7 +80,7 @@ def blend(
     return np.concatenate([mixed, policy[len(plan) :]]) if spec.is_delta else mixed
 
 
-@numba.njit(cache=True)
+@kernel
 def blended(mix: Mix, policy: Floats, plans: Floats) -> Floats:
     """Blend plans (C, L) into the policy's actions (1, L) or (C, L), L a multiple of D."""
     mixed = plans.copy()
@@ -89,7 +89,7 @@ def blended(mix: Mix, policy: Floats, plans: Floats) -> Floats:
     return mixed
 
 
-@numba.njit(cache=True)
+@kernel
 def mix_into(mix: Mix, policy: Floats, plan: Floats) -> None:
     """Blend the policy's actions (L,) into a plan (L,) in place.
 
@@ -120,7 +120,7 @@ def mix_into(mix: Mix, policy: Floats, plan: Floats) -> None:
                 plan[gripper] = mix.is_open if opens else mix.is_closed
 
 
-@numba.njit(cache=True)
+@kernel
 def _turn(mix: Mix, policy: Floats, plan: Floats, first: int) -> Quaternion:
     """The blended rotation of the action at ``first``.
 
@@ -144,7 +144,7 @@ def _turn(mix: Mix, policy: Floats, plan: Floats, first: int) -> Quaternion:
     return turn[0], turn[1], turn[2], 0.0
 
 
-@numba.njit(cache=True)
+@kernel
 def _between(start: Quaternion, end: Quaternion, fraction: float) -> Quaternion:
     """At ``fraction`` of the shorter great arc between unit quaternions.
 
@@ -171,25 +171,25 @@ def _between(start: Quaternion, end: Quaternion, fraction: float) -> Quaternion:
     )
 
 
-@numba.njit(cache=True)
+@kernel
 def _unit(q: Quaternion) -> Quaternion:
     scale = 1.0 / _norm(q)
     return q[0] * scale, q[1] * scale, q[2] * scale, q[3] * scale
 
 
-@numba.njit(cache=True)
+@kernel
 def _norm(q: Quaternion) -> float:
     return math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
 
 
-@numba.njit(cache=True)
+@kernel
 def _quaternion(x: float, y: float, z: float) -> Quaternion:
     angle = math.sqrt(x * x + y * y + z * z)
     scale = math.sin(0.5 * angle) / angle if angle > SMALL else 0.5
     return x * scale, y * scale, z * scale, math.cos(0.5 * angle)
 
 
-@numba.njit(cache=True)
+@kernel
 def _rotation_vector(q: Quaternion) -> tuple[float, float, float]:
     sign = -1.0 if q[3] < 0.0 else 1.0
     sine = math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.priors.base import Candidates
 from vla_reasoner_ros.rotations import with_unit_quaternions
 from vla_reasoner_ros.search.base import Models, drawn
@@ -91,7 +91,7 @@ class CandidateSource:
         return drawn(models, reference.reshape(-1, *self._shape), count, rng)
 
 
-@numba.njit(cache=True)
+@kernel
 def attach(
     tree: Tree,
     rules: Rules,
@@ -149,13 +149,13 @@ def attach(
         _normalise(tree, node)
 
 
-@numba.njit(cache=True)
+@kernel
 def _below(best: float, log_density: float) -> float:
     """Nats by which a density lies below the best; 0 where all of them are zero."""
     return best - log_density if best > -np.inf else 0.0
 
 
-@numba.njit(cache=True)
+@kernel
 def nearest(mix: Mix, actions: Floats, keep: int) -> NDArray[np.int64]:
     """The draws of one node nearest to its reference, which is column 0 and comes first.
 
@@ -185,7 +185,7 @@ def nearest(mix: Mix, actions: Floats, keep: int) -> NDArray[np.int64]:
     return kept
 
 
-@numba.njit(cache=True)
+@kernel
 def _pull(mix: Mix, reference: Floats, action: Floats, share: float) -> None:
     """Move an action to a share of its distance from the reference, in place."""
     if share == 1.0:
@@ -209,7 +209,7 @@ def _pull(mix: Mix, reference: Floats, action: Floats, share: float) -> None:
                 action[first + i] /= np.sqrt(square)
 
 
-@numba.njit(cache=True)
+@kernel
 def _normalise(tree: Tree, node: int) -> None:
     total, edge = 0.0, tree.nodes[node].first_edge
     while edge != NONE:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.search.base import Models, doubted, evaluated, fault_of, refuse
 from vla_reasoner_ros.search.budget import Budget
 from vla_reasoner_ros.search.candidates import POLICY, CandidateSource
@@ -245,7 +245,7 @@ def _rounds(sequences: int, iterations: int) -> list[int]:
     return [size + (i < rest) for i in range(iterations)] if sequences else []
 
 
-@numba.njit(cache=True)
+@kernel
 def extend(
     tree: Tree, leaves: Ints, actions: Singles, origins: NDArray[np.int16], root_fan: int
 ) -> None:
@@ -261,7 +261,7 @@ def extend(
         tree.edges[edge].child = leaves[i]
 
 
-@numba.njit(cache=True)
+@kernel
 def settle_chain(tree: Tree, leaf: int, value: float) -> None:
     """States inside a chain are not valued themselves: they stand for where it ends."""
     node = leaf
@@ -270,7 +270,7 @@ def settle_chain(tree: Tree, leaf: int, value: float) -> None:
         node = tree.nodes[node].parent
 
 
-@numba.njit(cache=True)
+@kernel
 def cut_chain(tree: Tree, leaf: int) -> None:
     """Close the root's edge to a chain whose end must not be used."""
     node = leaf

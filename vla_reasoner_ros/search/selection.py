@@ -19,10 +19,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.tree import NONE, WAVE, Records, Tree, best_edge, edges_of
 
@@ -126,7 +126,7 @@ def halving_schedule(considered: int, simulations: int) -> NDArray[np.int32]:
     return np.array(schedule[:simulations], np.int32)
 
 
-@numba.njit(cache=True)
+@kernel
 def wants_candidates(tree: Tree, rules: Rules, node: int) -> bool:
     """Whether an expanded node has tried all its candidates and its visits allow for more."""
     rule = rules.numbers[0]
@@ -144,7 +144,7 @@ def wants_candidates(tree: Tree, rules: Rules, node: int) -> bool:
     return best_edge(tree, node, rule.discount) != NONE
 
 
-@numba.njit(cache=True)
+@kernel
 def choose(tree: Tree, rules: Rules, node: int, untried: bool = False) -> int:
     """The edge of an expanded node to follow; NONE when every one is cut off or under way.
 
@@ -161,7 +161,7 @@ def choose(tree: Tree, rules: Rules, node: int, untried: bool = False) -> int:
     return _choose_by_score(tree, rules, node, untried)
 
 
-@numba.njit(cache=True)
+@kernel
 def _choose_by_score(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
     """The open edge with the largest score by puct or ucb, see the module."""
     rule = rules.numbers[0]
@@ -204,7 +204,7 @@ def _choose_by_score(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
     return best
 
 
-@numba.njit(cache=True)
+@kernel
 def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
     """Log prior plus weighted value of every edge (Danihelka et al., 2022, eq. 8 and 10).
 
@@ -238,7 +238,7 @@ def gumbel_scores(tree: Tree, rules: Rules, node: int) -> NDArray[np.float64]:
     return scores
 
 
-@numba.njit(cache=True)
+@kernel
 def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
     """The open edge that is due at the root; below it, the one that has the fewest visits too few.
 
@@ -274,13 +274,13 @@ def _choose_gumbel(tree: Tree, rules: Rules, node: int, untried: bool) -> int:
     return best
 
 
-@numba.njit(cache=True)
+@kernel
 def _is_open(tree: Tree, edge: int) -> bool:
     child = tree.edges[edge].child
     return child == NONE or _is_free(tree, child)
 
 
-@numba.njit(cache=True)
+@kernel
 def _is_free(tree: Tree, child: int) -> bool:
     """Whether a child, or CUT, can be descended to in this wave."""
     if child < 0 or tree.nodes[child].visits == 0:
@@ -288,7 +288,7 @@ def _is_free(tree: Tree, child: int) -> bool:
     return tree.nodes[child].blocked != tree.counters[WAVE]
 
 
-@numba.njit(cache=True)
+@kernel
 def _visits(tree: Tree, edge: int) -> int:
     child = tree.edges[edge].child
     return tree.nodes[child].visits + tree.nodes[child].in_flight if child >= 0 else 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from vla_reasoner_ros.kernels import kernel
 
 NONE = -1
 """No parent, no child yet."""
@@ -142,7 +143,7 @@ def size_in_bytes(tree: Tree) -> int:
     return sum(array.nbytes for array in tree)
 
 
-@numba.njit(cache=True)
+@kernel
 def reset(tree: Tree) -> None:
     """Empty the tree but for an unevaluated root."""
     tree.counters[:] = 0
@@ -150,7 +151,7 @@ def reset(tree: Tree) -> None:
     new_node(tree, NONE, NONE, 0)
 
 
-@numba.njit(cache=True)
+@kernel
 def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
     """Add a node that waits for its value; the caller knows that there is room."""
     node = tree.counters[NODES]
@@ -173,7 +174,7 @@ def new_node(tree: Tree, parent: int, edge: int, depth: int) -> int:
     return node
 
 
-@numba.njit(cache=True)
+@kernel
 def add_edge(tree: Tree, node: int, action: Numbers, prior: float, origin: int) -> int:
     """Give a node one more candidate (A,); returns its edge."""
     edge = tree.counters[EDGES]
@@ -193,7 +194,7 @@ def add_edge(tree: Tree, node: int, action: Numbers, prior: float, origin: int) 
     return edge
 
 
-@numba.njit(cache=True)
+@kernel
 def edges_of(tree: Tree, node: int) -> Ints:
     """The edges of a node, in the order in which they came; a root candidate's place is its id."""
     edges = np.empty(tree.nodes[node].edge_count, np.int32)
@@ -204,7 +205,7 @@ def edges_of(tree: Tree, node: int) -> Ints:
     return edges
 
 
-@numba.njit(cache=True)
+@kernel
 def back_up(
     tree: Tree, leaf: int, value: float, spread: float, discount: float, best_child: bool
 ) -> None:
@@ -239,7 +240,7 @@ def back_up(
     tree.counters[DEPTHS] += tree.nodes[leaf].depth
 
 
-@numba.njit(cache=True)
+@kernel
 def _take_best(tree: Tree, node: int, child: int, before: float, discount: float) -> None:
     """Make a node worth its best child after one child has changed.
 
@@ -263,7 +264,7 @@ def _take_best(tree: Tree, node: int, child: int, before: float, discount: float
     tree.nodes[node].spread = discount * tree.nodes[child].spread
 
 
-@numba.njit(cache=True)
+@kernel
 def best_edge(tree: Tree, node: int, discount: float) -> int:
     """The edge of the visited child with the largest value, the first of equals; NONE if none."""
     best, best_value = NONE, -np.inf
@@ -280,7 +281,7 @@ def best_edge(tree: Tree, node: int, discount: float) -> int:
     return best
 
 
-@numba.njit(cache=True)
+@kernel
 def mark_path(tree: Tree, leaf: int, change: int) -> None:
     """Add to the visits under way on the path from a leaf to the root."""
     node = leaf
@@ -289,7 +290,7 @@ def mark_path(tree: Tree, leaf: int, change: int) -> None:
         node = tree.nodes[node].parent
 
 
-@numba.njit(cache=True)
+@kernel
 def cut_off(tree: Tree, node: int) -> None:
     """Close the edge to a node whose state must not be used; the node stays empty."""
     tree.edges[tree.nodes[node].edge].child = CUT
@@ -297,7 +298,7 @@ def cut_off(tree: Tree, node: int) -> None:
     tree.counters[PRUNED] += 1
 
 
-@numba.njit(cache=True)
+@kernel
 def subtree(tree: Tree, top: int) -> Ints:
     """The evaluated nodes beneath ``top``, itself first, parents before children."""
     inside = np.zeros(tree.counters[NODES], np.bool_)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.search.base import SOUND, fault_of
 from vla_reasoner_ros.search.blend import Mix
 from vla_reasoner_ros.search.candidates import POLICY_ORIGIN, attach
@@ -76,7 +76,7 @@ def new_wave(size: int, width: int) -> Wave:
     )
 
 
-@numba.njit(cache=True)
+@kernel
 def select(
     tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int
 ) -> tuple[int, int, int]:
@@ -98,7 +98,7 @@ def select(
     return made, expanding, 0 if expanding else _place(tree, rules, wave, made)
 
 
-@numba.njit(cache=True)
+@kernel
 def expand(
     tree: Tree,
     rules: Rules,
@@ -135,7 +135,7 @@ def expand(
     return _place(tree, rules, wave, made)
 
 
-@numba.njit(cache=True)
+@kernel
 def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int) -> tuple[int, int]:
     """Lengthen the wave's new leaves above the depth limit by their reference macro-action.
 
@@ -169,7 +169,7 @@ def roll_on(tree: Tree, rules: Rules, wave: Wave, segments: Floats, made: int) -
     return count, leaves
 
 
-@numba.njit(cache=True)
+@kernel
 def note_doubt(wave: Wave, leaves: NDArray[np.int64], made: int, uncertainty: Floats) -> None:
     """Remember the uncertainty (B,) about states (B,) that were just imagined."""
     column = 0
@@ -184,7 +184,7 @@ def note_doubt(wave: Wave, leaves: NDArray[np.int64], made: int, uncertainty: Fl
             column += 1
 
 
-@numba.njit(cache=True)
+@kernel
 def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> int:
     """Back up a wave, cutting off the states that must not be used.
 
@@ -225,7 +225,7 @@ def collect(tree: Tree, rules: Rules, wave: Wave, made: int, values: Floats) -> 
     return again
 
 
-@numba.njit(cache=True)
+@kernel
 def moments(values: Floats, column: int) -> tuple[float, float]:
     """Mean and standard deviation of one column of an ensemble's (K, B) values."""
     members = len(values)
@@ -237,7 +237,7 @@ def moments(values: Floats, column: int) -> tuple[float, float]:
     return mean, math.sqrt(square)
 
 
-@numba.njit(cache=True)
+@kernel
 def _descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) -> tuple[int, int]:
     """Send descents down; returns how many were made, and nodes that need candidates."""
     tree.counters[WAVE] += 1
@@ -280,7 +280,7 @@ def _descend(tree: Tree, rules: Rules, wave: Wave, segments: Floats, size: int) 
     return made, expanding
 
 
-@numba.njit(cache=True)
+@kernel
 def _place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
     """Let waiting descents go on to a candidate; returns the number of states to imagine."""
     count = 0
@@ -303,7 +303,7 @@ def _place(tree: Tree, rules: Rules, wave: Wave, made: int) -> int:
     return count
 
 
-@numba.njit(cache=True)
+@kernel
 def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
     """Whether a descent can wait at a node for one of the candidates that it will get."""
     rule = rules.numbers[0]
@@ -315,7 +315,7 @@ def _can_wait(tree: Tree, rules: Rules, node: int) -> bool:
     return wants_candidates(tree, rules, node)
 
 
-@numba.njit(cache=True)
+@kernel
 def _request(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, place: int) -> None:
     """Note a node that needs candidates, and where to draw them."""
     rule = rules.numbers[0]
@@ -328,7 +328,7 @@ def _request(tree: Tree, rules: Rules, wave: Wave, segments: Floats, node: int, 
         wave.reference[place] = _reference(tree, segments, node)
 
 
-@numba.njit(cache=True)
+@kernel
 def _reference(tree: Tree, segments: Floats, node: int) -> Floats:
     """(A,) the policy's own macro-action at the node's depth, past its chunk the parent's."""
     depth = tree.nodes[node].depth
@@ -337,7 +337,7 @@ def _reference(tree: Tree, segments: Floats, node: int) -> Floats:
     return tree.action[tree.nodes[node].edge].astype(np.float64)
 
 
-@numba.njit(cache=True)
+@kernel
 def _list_state(tree: Tree, wave: Wave, i: int, place: int) -> None:
     """Note the state at the end of a descent as one to imagine."""
     leaf = wave.descents[i].leaf
@@ -346,7 +346,7 @@ def _list_state(tree: Tree, wave: Wave, i: int, place: int) -> None:
     wave.actions[place] = tree.action[tree.nodes[leaf].edge]
 
 
-@numba.njit(cache=True)
+@kernel
 def _add_child(tree: Tree, node: int, edge: int) -> int:
     """Give a candidate its node, which the world model has yet to imagine."""
     leaf = new_node(tree, node, edge, tree.nodes[node].depth + 1)
@@ -354,7 +354,7 @@ def _add_child(tree: Tree, node: int, edge: int) -> int:
     return leaf
 
 
-@numba.njit(cache=True)
+@kernel
 def _is_dead_end(tree: Tree, node: int) -> bool:
     """Whether every candidate of an expanded node was cut off."""
     edge = tree.nodes[node].first_edge

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.sim.headless import mujoco
 from vla_reasoner_ros.types import FloatArray
 
@@ -153,7 +153,7 @@ class DifferentialInverseKinematics:
         return joints, float(solve(self.problem, joints, position, quaternion))
 
 
-@numba.njit(cache=True)
+@kernel
 def multiply(a: FloatArray, b: FloatArray) -> FloatArray:
     """(4,) product of two quaternions w x y z."""
     product = np.empty(4)
@@ -164,7 +164,7 @@ def multiply(a: FloatArray, b: FloatArray) -> FloatArray:
     return product
 
 
-@numba.njit(cache=True)
+@kernel
 def _turn(q: FloatArray, v: FloatArray) -> FloatArray:
     """(3,) vector turned by a unit quaternion w x y z."""
     # v + 2 w (u x v) + 2 u x (u x v)
@@ -178,7 +178,7 @@ def _turn(q: FloatArray, v: FloatArray) -> FloatArray:
     return turned
 
 
-@numba.njit(cache=True)
+@kernel
 def forward(chain: Chain, joints: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """TCP position (3,), quaternion (4,), and its geometric Jacobian (6, J), linear rows first."""
     position, quaternion = np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0])
@@ -210,7 +210,7 @@ def forward(chain: Chain, joints: FloatArray) -> tuple[FloatArray, FloatArray, F
     return position, quaternion, jacobian
 
 
-@numba.njit(cache=True)
+@kernel
 def solve(
     problem: Problem, joints: FloatArray, position: FloatArray, quaternion: FloatArray
 ) -> float:
@@ -234,7 +234,7 @@ def solve(
     return np.sqrt(np.sum(error * error))
 
 
-@numba.njit(cache=True)
+@kernel
 def _rotation_between(start: FloatArray, end: FloatArray) -> FloatArray:
     inverse = np.array([start[0], -start[1], -start[2], -start[3]])
     difference = multiply(end, inverse)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.sim.headless import mujoco
 from vla_reasoner_ros.sim.inverse_kinematics import (
     DifferentialInverseKinematics,
@@ -106,7 +106,7 @@ class Servo:
         return ServoState(goal, rate, position, quaternion), commands, bool(reached)
 
 
-@numba.njit(cache=True)
+@kernel
 def _follow(
     problem: Problem,
     joints: FloatArray,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.perceptron import Buffer, Perceptron
 from vla_reasoner_ros.world_models.compiled_dynamics import (
     Places,
@@ -62,7 +62,7 @@ class CompiledProgress:
         return _progress(self._body(inputs))
 
 
-@numba.njit(cache=True)
+@kernel
 def _progress(logits: Floats) -> Doubles:
     members, states, _ = logits.shape
     progress = np.empty((members, states))
@@ -72,7 +72,7 @@ def _progress(logits: Floats) -> Doubles:
     return progress
 
 
-@numba.njit(cache=True)
+@kernel
 def _properties(state: Floats, p: Places, out: Doubles) -> None:
     """Write the (K, PROPERTIES) numbers about the objects."""
     for k in range(p.objects):
@@ -86,7 +86,7 @@ def _properties(state: Floats, p: Places, out: Doubles) -> None:
         out[k, 7] = state[p.block_yaw + 2 * k + 1] if is_block else 0.0
 
 
-@numba.njit(cache=True)
+@kernel
 def _distances(vector: Doubles, row: Floats, at: int) -> int:
     """Write a displacement (3,), m, as 11 features; returns the next place."""
     horizontal = math.sqrt(vector[0] ** 2 + vector[1] ** 2)
@@ -100,7 +100,7 @@ def _distances(vector: Doubles, row: Floats, at: int) -> int:
     return at + 11
 
 
-@numba.njit(cache=True)
+@kernel
 def _fill(latents: Floats, attention: Floats, words: Floats, p: Places, out: Floats) -> None:
     """Write the (E, B, F) features."""
     members = len(attention)
@@ -121,7 +121,7 @@ def _fill(latents: Floats, attention: Floats, words: Floats, p: Places, out: Flo
                 out[e, b, at + i] = words[e, i]
 
 
-@numba.njit(cache=True)
+@kernel
 def _fill_state(
     state: Floats, p: Places, rotation: Doubles, thing: Doubles, goal: Doubles, row: Floats
 ) -> int:

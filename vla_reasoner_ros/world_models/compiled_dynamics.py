@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_reasoner_ros.kernels import kernel
 from vla_reasoner_ros.perceptron import Buffer, Perceptron
 from vla_reasoner_ros.world_models.base import Slots
 from vla_reasoner_ros.world_models.encoder import LatentLayout
@@ -109,7 +109,7 @@ class CompiledDynamics:
         return bool(_conclude(states, variance, parents, children, p, moved, outcome, poses))
 
 
-@numba.njit(cache=True)
+@kernel
 def sigmoid(x: float) -> float:
     """1 / (1 + exp(-x)), without overflow."""
     if x >= 0.0:
@@ -118,7 +118,7 @@ def sigmoid(x: float) -> float:
     return power / (1.0 + power)
 
 
-@numba.njit(cache=True)
+@kernel
 def rotation_of_columns(columns: NDArray[Any], matrix: Doubles) -> None:
     """Write the rotation matrix (3, 3) nearest, by Gram-Schmidt, to two columns (6,)."""
     length, dot = 0.0, 0.0
@@ -140,7 +140,7 @@ def rotation_of_columns(columns: NDArray[Any], matrix: Doubles) -> None:
         matrix[i, 2] = matrix[j, 0] * matrix[k, 1] - matrix[k, 0] * matrix[j, 1]
 
 
-@numba.njit(cache=True)
+@kernel
 def _turn(vector: Doubles, matrix: Doubles) -> None:
     """Turn a rotation matrix (3, 3), from the left, by a rotation vector (3,), rad."""
     angle = max(math.sqrt(vector[0] ** 2 + vector[1] ** 2 + vector[2] ** 2), 1e-8)
@@ -155,7 +155,7 @@ def _turn(vector: Doubles, matrix: Doubles) -> None:
         matrix[2, i] = c + sine * w + versine * (x * v - y * u)
 
 
-@numba.njit(cache=True)
+@kernel
 def _near_and_far(vectors: Doubles, row: Floats, begin: int) -> int:
     """Write n distances as 2 n features; returns the next place."""
     count = len(vectors)
@@ -165,7 +165,7 @@ def _near_and_far(vectors: Doubles, row: Floats, begin: int) -> int:
     return begin + 2 * count
 
 
-@numba.njit(cache=True)
+@kernel
 def _fill_arm(
     states: Floats,
     parents: Slots,
@@ -201,7 +201,7 @@ def _fill_arm(
         _near_and_far(away, row, at)
 
 
-@numba.njit(cache=True)
+@kernel
 def _path(
     state: Floats,
     actions: Floats,
@@ -241,7 +241,7 @@ def _path(
     pose[12] = sigmoid(3.0 * (2.0 * actions[steps - 1, 6] - 1.0) + 4.0 * moved[6])
 
 
-@numba.njit(cache=True)
+@kernel
 def _fill_objects(
     states: Floats,
     parents: Slots,
@@ -281,7 +281,7 @@ def _fill_objects(
                 row[len(row) - 1] = poses[e, b, 12]
 
 
-@numba.njit(cache=True)
+@kernel
 def _fill_shared(
     state: Floats, p: Places, arm: Floats, k: int, row: Floats, hand: int, steps: int
 ) -> None:
@@ -308,7 +308,7 @@ def _fill_shared(
         row[at + i] = arm[i]
 
 
-@numba.njit(cache=True)
+@kernel
 def _conclude(
     states: Floats,
     variance: Floats,
@@ -351,7 +351,7 @@ def _conclude(
     return finite
 
 
-@numba.njit(cache=True)
+@kernel
 def _one_latent(
     state: Floats, p: Places, moved: Floats, outcome: Floats, pose: Doubles, out: Doubles
 ) -> None:
