@@ -125,10 +125,6 @@ def test_a_recording_goes_on_where_it_was_interrupted(tmp_path, capsys):
     ("words", "message"),
     [
         ([], "say how many"),
-        (
-            ["--expert", "1", "--jobs", "-1"],
-            "--jobs and attempts: expected at least 0 and 1, got -1",
-        ),
         (["--policy", "200000"], "at most 100000"),
     ],
 )
