@@ -63,6 +63,12 @@ def test_what_was_compiled_from_these_sources_is_kept(package):
     assert kept.exists()
 
 
+def test_the_link_of_a_module_that_is_gone_does_no_harm(package):
+    forget_stale(package)
+    (package / "gone.py").symlink_to(package / "nowhere.py")
+    assert not forget_stale(package)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_package_that_may_not_be_written_is_left_as_it_is(package):
     (package / "__pycache__").chmod(0o500)

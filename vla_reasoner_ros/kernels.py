@@ -38,6 +38,8 @@ def forget_stale(package: Path) -> bool:
     """
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
+        if not path.is_file():  # a symlinked build keeps the links of modules that are gone
+            continue
         source = path.read_bytes()
         if any(mark in source for mark in _MARKS):
             digest.update(path.relative_to(package).as_posix().encode() + source)
