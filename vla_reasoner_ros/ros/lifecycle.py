@@ -39,7 +39,13 @@ from vla_reasoner_ros.ros.diagnostics import Level, Report, Updater
 from vla_reasoner_ros.ros.endpoints import Endpoints
 from vla_reasoner_ros.ros.middleware import use_shared_memory
 from vla_reasoner_ros.ros.parameters import NodeParameters
-from vla_reasoner_ros.ros.spinning import STOP_TIMEOUT_S, EndRequest, LifecycleExecutor, StuckTimer
+from vla_reasoner_ros.ros.spinning import (
+    STOP_TIMEOUT_S,
+    SWITCH_INTERVAL_S,
+    EndRequest,
+    LifecycleExecutor,
+    StuckTimer,
+)
 
 EXECUTOR_THREADS = 6
 """The node's own work, parameters, a lifecycle transition, one to answer about the state, and two
@@ -431,6 +437,7 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     autostarted node cannot start, a callback failed or the node got stuck.
     """
     use_shared_memory(os.environ)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     stuck = StuckTimer()
     stop = EndRequest(stuck.start)

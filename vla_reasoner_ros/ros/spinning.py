@@ -21,6 +21,12 @@ STOP_TIMEOUT_S = 1.5
 stop, to let its threads go and to leave the middleware. One that takes longer is ended."""
 
 
+SWITCH_INTERVAL_S = 1e-4
+"""Seconds after which a thread lets another one run Python. A message goes through three threads of
+the executor; with Python's own 5 ms it waits for one that makes the next wait set, longer than for
+its callback."""
+
+
 class LifecycleExecutor(MultiThreadedExecutor):
     """rclpy's pool of threads, undisturbed by a cleanup in another thread.
 
