@@ -2,6 +2,8 @@
 
 import numpy as np
 
+BLOCKS = ("red_block", "green_block", "blue_block")
+
 
 def shifted_camera(spec):
     """The agent's camera 2 cm to the side and 1 cm up, and turned by a degree."""
@@ -55,10 +57,105 @@ def changed_colours(spec):
 
 def heavier(spec):
     """Blocks 30 % heavier and more slippery."""
-    for name in ("red_block", "green_block", "blue_block"):
+    for name in BLOCKS:
         geom = spec.geom(name)
         geom.mass *= 1.3
         geom.friction = [0.7 * geom.friction[0], *geom.friction[1:]]
+
+
+def lighter(spec):
+    """Blocks 40 % lighter."""
+    for name in BLOCKS:
+        spec.geom(name).mass *= 0.6
+
+
+def rough(spec):
+    """Blocks half as rough again."""
+    for name in BLOCKS:
+        geom = spec.geom(name)
+        geom.friction = [1.5 * geom.friction[0], *geom.friction[1:]]
+
+
+def smaller(spec):
+    """Blocks 12 % smaller."""
+    _resize(spec, 0.88)
+
+
+def larger(spec):
+    """Blocks 12 % larger."""
+    _resize(spec, 1.12)
+
+
+def soft_arm(spec):
+    """Joints that follow with 30 % less stiffness."""
+    for actuator in spec.actuators:
+        actuator.gainprm[0] *= 0.7
+        actuator.biasprm[1] *= 0.7
+
+
+def turned_camera(spec):
+    """The agent's camera turned by four degrees about the picture's middle."""
+    camera = spec.camera("agent")
+    half = np.radians(4.0) / 2.0
+    w, x, y, z = camera.quat
+    c, s = np.cos(half), np.sin(half)
+    camera.quat = [w * c - z * s, x * c + y * s, y * c - x * s, z * c + w * s]
+
+
+def far_camera(spec):
+    """The agent's camera 6 % farther from the robot's base."""
+    camera = spec.camera("agent")
+    camera.pos = np.multiply(camera.pos, 1.06)
+
+
+def moved_wrist_camera(spec):
+    """The wrist's camera a centimetre from where it was."""
+    camera = spec.camera("wrist")
+    camera.pos = np.add(camera.pos, [0.01, 0.0, 0.005])
+
+
+def distractors(spec):
+    """A yellow and a purple cube that nobody trained with."""
+    for place, rgba in (
+        ((0.40, 0.22, 0.015), (0.9, 0.8, 0.1, 1.0)),
+        ((0.62, -0.22, 0.015), (0.6, 0.1, 0.6, 1.0)),
+    ):
+        body = spec.worldbody.add_body(pos=place)
+        body.add_geom(type=6, size=[0.015] * 3, rgba=rgba)  # mjGEOM_BOX
+
+
+def pale_blocks(spec):
+    """Blocks of paler shades."""
+    shades = ((0.85, 0.35, 0.25, 1.0), (0.35, 0.75, 0.35, 1.0), (0.30, 0.45, 0.85, 1.0))
+    for name, rgba in zip(BLOCKS, shades, strict=True):
+        spec.geom(name).rgba = rgba
+
+
+def dark_targets(spec):
+    """A dark plate and a dark tray."""
+    for name in ("plate", "tray"):
+        spec.geom(name).rgba = (0.30, 0.30, 0.35, 1.0)
+
+
+def brown_table(spec):
+    """A dark brown table."""
+    spec.geom("table").rgba = (0.35, 0.24, 0.15, 1.0)
+
+
+def white_table(spec):
+    """A white table."""
+    spec.geom("table").rgba = (0.9, 0.9, 0.9, 1.0)
+
+
+def green_table(spec):
+    """A green table."""
+    spec.geom("table").rgba = (0.30, 0.45, 0.30, 1.0)
+
+
+def _resize(spec, factor):
+    for name in BLOCKS:
+        geom = spec.geom(name)
+        geom.size = np.multiply(geom.size, factor)
 
 
 def _move(camera, displacement, degrees):
