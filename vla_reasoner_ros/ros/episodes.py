@@ -85,9 +85,12 @@ class EpisodeRunner:
                 self._await_pictures()
         for statistics in self._statistics:
             stamp_ns = to_nanoseconds(statistics.observation_stamp)
+            time_s = (stamp_ns - start_ns) / NANOSECONDS
+            if time_s > record.duration_s:  # decided while the last pictures were waited for
+                continue
             record.decisions.append(
                 DecisionRecord(
-                    (stamp_ns - start_ns) / NANOSECONDS,
+                    time_s,
                     plain(statistics),
                     self._trees.get(statistics.sequence),
                     self._pictures.get(stamp_ns),
