@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -10,10 +11,11 @@ pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or 
 
 import rclpy
 from rclpy._rclpy_pybind11 import InvalidHandle
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.executors import MultiThreadedExecutor
 from std_msgs.msg import String
 
-from vla_reasoner_ros.ros.spinning import LifecycleExecutor
+from vla_reasoner_ros.ros.spinning import LifecycleExecutor, WorkExecutor
 
 
 @pytest.fixture
@@ -42,16 +44,70 @@ def test_rclpys_own_executor_ends_when_an_event_is_destroyed_under_it(node):
     executor.shutdown()
 
 
-def test_ours_goes_on_as_soon_as_it_is_gone(node):
-    subscription = half_destroyed(node)
+@pytest.fixture
+def group():
+    return MutuallyExclusiveCallbackGroup()
+
+
+@pytest.fixture
+def executors(node, group):
+    work = WorkExecutor(node, group)
+    made = work, LifecycleExecutor(node, work, num_threads=2)
+    yield made
+    for executor in made:
+        executor.shutdown()
+
+
+def until(executor, event):
+    while not event.is_set():
+        executor.spin_once(timeout_sec=60.0)
+
+
+def test_ours_goes_on_as_soon_as_it_is_gone(node, executors):
     called = threading.Event()
-    executor = LifecycleExecutor(num_threads=2)
-    executor.add_node(node)
+    subscription = half_destroyed(node)
     threading.Timer(0.2, lambda: node.destroy_subscription(subscription)).start()
     node.create_timer(0.01, called.set)
-    while not called.is_set():
-        executor.spin_once(timeout_sec=60.0)
-    executor.shutdown()
+    until(executors[1], called)
+
+
+def test_a_subscription_is_served_beside_timers_that_are_always_due(node, group, executors):
+    heard = threading.Event()
+
+    def tick():
+        publisher.publish(String())
+        time.sleep(0.004)
+
+    publisher = node.create_publisher(String, "topic", 1)
+    node.create_subscription(String, "topic", lambda _: heard.set(), 1, callback_group=group)
+    for _ in range(2):
+        node.create_timer(0.001, tick, callback_group=group)
+    until(executors[0], heard)
+
+
+def test_what_is_of_the_work_is_called_in_its_thread_and_nothing_else(node, group, executors):
+    called = []
+    work, pool = executors
+    mine, other = threading.Event(), threading.Event()
+    node.create_timer(0.01, lambda: (called.append("work"), mine.set()), callback_group=group)
+    node.create_timer(0.01, lambda: (called.append("other"), other.set()))
+    until(work, mine)
+    assert set(called) == {"work"}
+    called.clear()
+    until(pool, other)
+    assert set(called) == {"other"}
+
+
+def test_what_is_made_while_the_work_waits_is_served(node, group, executors):
+    """Both executors are woken, though the node knows of one."""
+    work, _ = executors
+    called = threading.Event()
+    waiting = threading.Thread(target=work.spin)
+    waiting.start()
+    node.create_timer(0.01, called.set, callback_group=group)
+    assert called.wait(60.0)
+    work.shutdown()
+    waiting.join()
 
 
 HEARD_ELSEWHERE = """

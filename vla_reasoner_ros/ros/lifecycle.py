@@ -28,6 +28,7 @@ import rclpy
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.duration import Duration
+from rclpy.executors import Executor
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -45,11 +46,12 @@ from vla_reasoner_ros.ros.spinning import (
     EndRequest,
     LifecycleExecutor,
     StuckTimer,
+    WorkExecutor,
 )
 
-EXECUTOR_THREADS = 6
-"""The node's own work, parameters, a lifecycle transition, one to answer about the state, and two
-actions: one that ends while the next begins."""
+EXECUTOR_THREADS = 5
+"""Parameters, a lifecycle transition, one to answer about the state, and two actions: one that ends
+while the next begins. The node's own work has a thread apart."""
 
 GRACE_S = 0.5
 """Wall-clock seconds that all threads of the node's own together have to end when the process ends,
@@ -430,8 +432,9 @@ def _outcome(done: bool) -> TransitionCallbackReturn:
 def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     """Run a node as this process until SIGINT or SIGTERM, then exit.
 
-    The node's callbacks run in a pool of threads; this thread waits for signals, so that the node
-    can still publish while it deactivates. What gets stuck for :data:`STOP_TIMEOUT_S` is ended.
+    The node's own work runs in one thread, everything else in a pool of them; this thread waits for
+    signals, so that the node can still publish while it deactivates. What gets stuck for
+    :data:`STOP_TIMEOUT_S` is ended.
 
     The exit code is 0 after a signal, also one that comes while the node starts, and 1 when an
     autostarted node cannot start, a callback failed or the node got stuck.
@@ -444,10 +447,10 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     failures: list[BaseException] = []
     node = node_class(name)
     node.ending = stop.event
-    executor = LifecycleExecutor(num_threads=EXECUTOR_THREADS)
-    executor.add_node(node)
+    work = WorkExecutor(node, node.work)
+    executors = (work, LifecycleExecutor(node, work, num_threads=EXECUTOR_THREADS))
 
-    def spin() -> None:
+    def spin(executor: Executor) -> None:
         try:
             executor.spin()
         except Exception as error:
@@ -459,16 +462,17 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
         finally:
             stop.set()
 
-    spinner = threading.Thread(target=spin, name="executor")
-    spinner.start()
+    spinners = [threading.Thread(target=spin, args=(each,)) for each in executors]
+    for spinner in spinners:
+        spinner.start()
     started = not node.parameters.autostart or node.start() or stop.event.is_set()
     if started:
         stop.wait()
     stuck.start()
     for step in (
         node.stop,
-        lambda: executor.shutdown(timeout_sec=STOP_TIMEOUT_S),
-        spinner.join,
+        *(lambda each=each: each.shutdown(timeout_sec=STOP_TIMEOUT_S) for each in executors),
+        *(spinner.join for spinner in spinners),
         node.destroy_node,
         rclpy.try_shutdown,
     ):

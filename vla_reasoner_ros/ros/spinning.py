@@ -14,7 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rclpy._rclpy_pybind11 import InvalidHandle
-from rclpy.executors import MultiThreadedExecutor
+from rclpy.callback_groups import CallbackGroup
+from rclpy.event_handler import EventHandler
+from rclpy.executors import Executor, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.node import Node
 
 STOP_TIMEOUT_S = 1.5
 """Wall-clock seconds that a node may take after a signal for each step of its end: to begin it, to
@@ -27,8 +30,8 @@ the executor; with Python's own 5 ms it waits for one that makes the next wait s
 its callback."""
 
 
-class LifecycleExecutor(MultiThreadedExecutor):
-    """rclpy's pool of threads, undisturbed by a cleanup in another thread.
+class _Undisturbed(Executor):
+    """An executor of rclpy, undisturbed by a cleanup in another thread.
 
     rclpy lists what to wait for and then waits. Of what is destroyed between, it leaves out
     everything but the events of publishers and subscriptions, which raise ``InvalidHandle`` and so
@@ -42,6 +45,60 @@ class LifecycleExecutor(MultiThreadedExecutor):
                 return super().wait_for_ready_callbacks(*args, **kwargs)
             except InvalidHandle:
                 continue
+
+
+class WorkExecutor(_Undisturbed, SingleThreadedExecutor):
+    """Calls what belongs to one callback group of a node, in the thread that spins it.
+
+    Whatever is ready is called in its turn before anything is looked at again. A pool of threads
+    cannot call the second of two callbacks of an exclusive group while the first one runs, drops it
+    and looks again, at the timers first: on a busy machine subscriptions are never served. What is
+    listed for each wait is the group alone, not the services, events and guards of the whole node.
+
+    Args:
+        node: has another executor for everything else.
+        group: what is called here.
+    """
+
+    def __init__(self, node: Node, group: CallbackGroup) -> None:
+        super().__init__()
+        self._node, self._group = node, group
+
+    def get_nodes(self) -> list[Node]:
+        """The node, which belongs to its other executor."""
+        return [self._node]
+
+    def can_execute(self, entity: Any) -> bool:
+        """Whether it is of the group and not being called."""
+        return self.serves(entity) and super().can_execute(entity)
+
+    def serves(self, entity: Any) -> bool:
+        """Whether it is called here; events of the middleware are not, which only count."""
+        return entity.callback_group is self._group and not isinstance(entity, EventHandler)
+
+
+class LifecycleExecutor(_Undisturbed, MultiThreadedExecutor):
+    """Runs, in a pool of threads, what of a node must not wait for its own work.
+
+    Args:
+        node: to be run.
+        work: runs the rest of it, in a thread of its own.
+        num_threads: of the pool.
+    """
+
+    def __init__(self, node: Node, work: WorkExecutor, num_threads: int) -> None:
+        super().__init__(num_threads=num_threads)
+        self._work = work
+        self.add_node(node)
+
+    def can_execute(self, entity: Any) -> bool:
+        """Whether it is called here and may be now."""
+        return not self._work.serves(entity) and super().can_execute(entity)
+
+    def wake(self) -> None:
+        """Have both executors list anew what they wait for."""
+        super().wake()
+        self._work.wake()
 
 
 class EndRequest:
