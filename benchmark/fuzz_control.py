@@ -25,6 +25,7 @@ import numpy as np
 import vla_reasoner_ros
 from benchmark.arm_judge import Judge, departure
 from benchmark.hostile_chunks import PLAUSIBLE, HostileChunks, singular_pose
+from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
 from vla_reasoner_ros.control.executor import ChunkExecutor, Commands, ResetRefused, TimedTrajectory
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
@@ -107,13 +108,23 @@ class Episode:
         self._executor = ChunkExecutor(self._parameters)
         self._robot = self._executor.robot
         self._judge = Judge(self._robot, self._now, self._pose(anywhere))
+        self._deadman = Deadman(
+            self._robot,
+            build(
+                DeadmanParameters,
+                {"robot": values["robot"], "limits": self._parameters.limits, "lead_time": lead},
+            ),
+        )
         self._inbox: deque[tuple[int, TimedTrajectory]] = deque()
         self._chunks = HostileChunks(rng, self._executor)
         self._seen = 0
         self._measure()
 
     def run(self, chunks: int, report: Report) -> None:
-        """Submit hostile chunks; what goes wrong is reported with the seed that repeats it."""
+        """Submit hostile chunks, and end with a stop by the deadman.
+
+        What goes wrong is reported with the seed that repeats it.
+        """
         hostile = 0
         while hostile < chunks:
             kind = self._chunks.draw()
@@ -132,6 +143,22 @@ class Episode:
                 where = f"{self._robot.name}, seed {self._seed}, hostile chunk {hostile}, {kind}"
                 report.problems.append(f"{where}: {problem}")
                 return
+        problem = self._stop_from_outside()
+        if problem:
+            where = f"{self._robot.name}, seed {self._seed}, stopped by the deadman"
+            report.problems.append(f"{where}: {problem}")
+
+    def _stop_from_outside(self) -> str:
+        """What goes wrong when the deadman stops whatever is under way, in words."""
+        if self._inbox:
+            self._now = max(self._now, self._inbox[-1][0])
+        self._deliver(self._now)
+        self._deadman.latch("the end of the episode")
+        stop = self._deadman.tick(self._now, 0.0)
+        if stop is not None:
+            self._judge.receive(stop, self._now + int(self._rng.integers(0, self._lead_ns + 1)))
+            self._judge.advance(stop.end_ns + SECOND)
+        return self._judge.problems[0] if self._judge.problems else ""
 
     def _problem(self) -> str:
         self._deliver(self._now)
@@ -219,6 +246,7 @@ class Episode:
         """The arm is where its controller wants it to be."""
         position, velocity, _ = self._judge.desired(self._now)
         self._executor.measured(self._now, position, velocity)
+        self._deadman.measured(self._now, position, velocity, self._now)
 
     def _publish(self, commands: Commands) -> None:
         """Send a message; it is on its way for no longer than the lead time allows."""
@@ -234,7 +262,9 @@ class Episode:
         while self._inbox and self._inbox[0][0] <= now_ns:
             arrival, message = self._inbox.popleft()
             self._judge.receive(message, arrival)
-            echo = self._executor.heard(_as_message(message.trajectory), message.start_ns, now_ns)
+            points = _as_message(message.trajectory)
+            self._deadman.commanded(points, message.start_ns, arrival, 0.0)
+            echo = self._executor.heard(points, message.start_ns, now_ns)
             if echo.trajectory is not None:
                 self._judge.problems.append("its own command was taken for someone else's")
 

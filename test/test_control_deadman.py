@@ -26,6 +26,7 @@ class Watch:
         self.judge = Judge(FR3, self.now)
         self.stops = []
         self.voices = [self.controller, self.planner]
+        self.behind = np.full(7, 5e-4)  # rad, by which the arm is not where it should be
 
     def controller(self, **changes):
         self.deadman.controller_spoke(self.now, self.now, self.wall, **changes)
@@ -35,10 +36,16 @@ class Watch:
         if self.now // MS % 100 == 0:
             self.deadman.planner_spoke(self.now - S // 10, self.now, self.wall)
 
+    def joints(self):
+        if self.behind is not None:
+            position, velocity, _ = self.judge.desired(self.now)
+            self.deadman.measured(self.now, position - self.behind, velocity, self.now)
+
     def command(self, duration=3.0, distance=0.6):
         """A motion of joint 1, sent as the arm controller sends it."""
         way = np.zeros((4, 7))
         way[:, 0] = distance * np.array([0.2, 0.5, 0.8, 1.0])
+        self.joints()
         start = MotionState.at_rest(FR3.home)
         motion = spline_to_rest(FR3.joint_names, start, FR3.home + way, np.full(4, duration / 4))
         self.judge.receive(TimedTrajectory(self.now, motion), self.now)
@@ -48,7 +55,7 @@ class Watch:
         for _ in range(round(seconds * 100)):
             self.wall += 0.01
             self.now += 0 if wall_only else 10 * MS
-            for voice in self.voices:
+            for voice in (*self.voices, self.joints):
                 voice()
             stop = self.deadman.tick(self.now, self.wall)
             if stop is not None:
@@ -96,6 +103,40 @@ def test_silence_while_the_arm_moves_stops_it_within_the_limits(silent, changes,
     assert watch.at_rest()
     assert watch.deadman.reason.startswith(reason)
     assert watch.deadman.status(watch.now).state is ControllerState.STOPPED
+
+
+@pytest.mark.parametrize("moved", [0.02, 0.1, 0.25, 0.5, 0.74, 0.76, 1.5, 2.9])
+@pytest.mark.parametrize("behind", [None, 0.0, 0.01, -0.01])
+def test_a_stop_at_any_time_of_a_first_motion_is_within_the_limits(moved, behind):
+    """A message does not say where its motion starts, and its first point is 0.75 s ahead."""
+    watch = Watch()
+    watch.behind = None if behind is None else np.full(7, behind)
+    watch.command()
+    watch.run(moved)
+    watch.deadman.latch("a fault")
+    watch.run(0.02)
+    assert len(watch.stops) == 1
+    watch.run(0.3 if behind is not None or moved > 0.7 else 1.1)
+    assert watch.at_rest()
+
+
+def test_a_motion_that_starts_nobody_knows_where_goes_on_to_its_first_point():
+    """The arm was moved by hand since its last one."""
+    watch = Watch()
+    watch.command()
+    watch.run(4.0)
+    pose = FR3.home + 0.3
+    watch.judge = Judge(FR3, watch.now, pose)
+    watch.run(0.1)
+    way = pose + np.array([[0.05], [0.1]])
+    motion = spline_to_rest(FR3.joint_names, MotionState.at_rest(pose), way, np.full(2, 0.5))
+    watch.judge.receive(TimedTrajectory(watch.now, motion), watch.now)
+    watch.deadman.commanded(as_message(motion), watch.now, watch.now, watch.wall)
+    watch.run(0.2)
+    watch.deadman.latch("a fault")
+    watch.run(0.6)
+    assert watch.at_rest()
+    assert watch.judge.desired(watch.now)[0][0] < pose[0] + 0.09
 
 
 def test_a_controller_that_is_silent_by_the_wall_clock_is_noticed_while_time_stands_still():
@@ -212,6 +253,21 @@ def test_the_stop_is_latched_and_a_reset_refuses_while_the_controller_is_silent(
     command()
     watch.run(0.5)
     assert len(watch.stops) == 2  # latched: the new motion was stopped too
+    watch.deadman.reset(watch.now, watch.wall)
+    assert watch.deadman.reason == ""
+
+
+def test_a_stop_for_what_the_outside_found_is_latched_and_its_first_reason_stays():
+    watch = Watch()
+    watch.command()
+    watch.run(0.5)
+    for problem in ("the stream ended in motion", "and another thing"):
+        watch.deadman.latch(problem)
+    assert (watch.deadman.reason, watch.deadman.stops) == ("the stream ended in motion", 1)
+    watch.run(0.02)
+    assert len(watch.stops) == 1
+    watch.run(1.0)
+    assert watch.at_rest()
     watch.deadman.reset(watch.now, watch.wall)
     assert watch.deadman.reason == ""
 

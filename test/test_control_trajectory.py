@@ -292,6 +292,22 @@ def test_a_good_motion_passes():
     assert joint_violation(slow_motion(), FR3.limits) is None
 
 
+@given(robots, st.integers(0, 5), st.sampled_from([-1.0, 1.0]), st.floats(1e-8, 1e-3))
+def test_not_a_microradian_beyond_a_position_limit_passes(robot, joint, side, beyond):
+    limits = replace(robot.limits, velocity_envelope=None)  # of position only
+    limit = (limits.position_min if side < 0.0 else limits.position_max)[joint]
+    start = robot.home.copy()
+    start[joint] = limit - side * 0.1
+    target = start.copy()
+    for target[joint], passes in ((limit, True), (limit + side * beyond, False)):
+        motion = spline_to_rest(
+            robot.joint_names, MotionState.at_rest(start), target[None], np.array([2.0])
+        )
+        violation = joint_violation(motion, limits)
+        assert (violation is None) is passes
+        assert passes or (violation.what, violation.limit) == (robot.joint_names[joint], "position")
+
+
 @pytest.mark.parametrize("limit", ["velocity", "acceleration", "jerk"])
 def test_the_gate_names_the_limit_that_is_broken(limit):
     bounds = getattr(FR3.limits, limit).copy()

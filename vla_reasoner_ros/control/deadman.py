@@ -1,12 +1,15 @@
 """A second pair of eyes on a moving arm: who should be steering it is heard from, or it stops.
 
 It runs in a process of its own and knows the arm's motion from the command topic, as the arm's own
-controller does.
+controller does. A command does not say where the arm is; that is known from the command before, and
+for the first one from the joint states.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from vla_reasoner_ros.control.commands import (
     NANOSECONDS,
@@ -15,15 +18,20 @@ from vla_reasoner_ros.control.commands import (
     TimedTrajectory,
 )
 from vla_reasoner_ros.control.echo import SentCommands, as_played
+from vla_reasoner_ros.control.joint_states import JointStateBuffer
 from vla_reasoner_ros.control.parameters import ControllerParameters, RobotParameters
 from vla_reasoner_ros.control.robots import Robot
-from vla_reasoner_ros.control.stopping import brake
+from vla_reasoner_ros.control.stopping import brake, ease_out
 from vla_reasoner_ros.control.stops import ResetRefused
-from vla_reasoner_ros.control.trajectory import JointTrajectory
+from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.parameters import parameter
+from vla_reasoner_ros.types import FloatArray
 
 CLOCK_LEAD = 0.05  # s; how far ahead of the clock a stamp may be
+JOINTS_AGE = 0.5  # s; a first motion does not start from where the arm was longer ago
+ELSEWHERE = 0.05  # rad; an arm that stands so far from where it was sent has been moved otherwise
+SOFTLY = 0.15  # s; in so long a stop an arm that is 0.01 rad beside where it should be gets there
 
 
 class SignOfLifeError(VlaReasonerError):
@@ -148,7 +156,10 @@ class Deadman:
         self.stops = 0
         self._controller, self._planner = _Voice("the arm controller"), _Voice("the planner")
         self._observed_ns: int | None = None
+        self._joints = JointStateBuffer(robot)
         self._motion: TimedTrajectory | None = None
+        self._known_ns = 0  # from when on the motion is what the arm plays, to the last digit
+        self._measured = False  # whether the motion before that starts where the arm was measured
         self._braking = False
         self._sent = SentCommands()
         self._last_ns = 0
@@ -168,18 +179,36 @@ class Deadman:
         self._follow_clock(now_ns)
         if self._sent.has(stamp_ns, points.positions[-1]):
             return
-        moved, running = self._moving(now_ns), self._motion
-        motion = as_played(
-            self._robot.joint_names,
-            points,
-            stamp_ns,
-            now_ns,
-            lambda time_ns: None if running is None else running.at(time_ns),
-        )
+        moved = self._moving(now_ns)
+        elsewhere = not moved and self._stands_elsewhere(now_ns)
+        before = self._motion.at if self._motion is not None else self._measured_at
+        motion = as_played(self._robot.joint_names, points, stamp_ns, now_ns, before)
+        if self._motion is None or elsewhere:
+            self._measured = not elsewhere and self._measured_at(motion.start_ns) is not None
+        if self._motion is None or elsewhere or motion.start_ns < self._known_ns:
+            first = float(motion.trajectory.times[1])
+            self._known_ns = motion.start_ns + round(first * NANOSECONDS)
         self._motion, self._braking = motion, False
         if not moved:  # silence counts from the start of the motion
             for voice in (self._controller, self._planner):
                 voice.start(now_ns, wall)
+
+    def measured(
+        self, stamp_ns: int, positions: FloatArray, velocities: FloatArray, now_ns: int
+    ) -> None:
+        """Hear where the arm is.
+
+        Args:
+            stamp_ns: when it was measured, ns.
+            positions: (J,) rad.
+            velocities: (J,) rad/s.
+            now_ns: the time.
+
+        Raises:
+            ObservationError: wrong width, not finite, or stamped far ahead of the clock.
+        """
+        self._follow_clock(now_ns)
+        self._joints.add(stamp_ns, positions, velocities, now_ns)
 
     def controller_spoke(
         self, said_ns: int, now_ns: int, wall: float, executing: bool = True
@@ -241,20 +270,23 @@ class Deadman:
         problem = self._problem(now_ns, wall)
         if not (self.reason or problem):
             return None
+        self.latch(problem)
+        self._braking = True
+        stop = self._stop(motion, now_ns)
+        if stop is not None:
+            self._motion = TimedTrajectory(now_ns, stop)
+            self._sent.add(now_ns, stop.positions[-1])
+        return self._motion if stop is not None else None
+
+    def latch(self, problem: str) -> None:
+        """Stop every motion from now on, for what was found here or by whoever carries the stops.
+
+        Args:
+            problem: why; while a stop is latched its first reason stays.
+        """
         if not self.reason:
             self.reason = problem
             self.stops += 1
-        self._braking = True
-        switch_ns = now_ns + round(self.parameters.lead_time * NANOSECONDS)
-        if switch_ns >= motion.end_ns:
-            return None  # at rest before a stop could begin
-        lead = (switch_ns - now_ns) / NANOSECONDS
-        stop = brake(self._robot.joint_names, motion.at(switch_ns), self._robot.limits)
-        if lead > 0.0:
-            stop = motion.from_time(now_ns).then(lead, stop)
-        self._motion = TimedTrajectory(now_ns, stop)
-        self._sent.add(now_ns, stop.positions[-1])
-        return self._motion
 
     def reset(self, now_ns: int, wall: float) -> None:
         """End the latched stop.
@@ -283,6 +315,46 @@ class Deadman:
             state, reason = ControllerState.WAITING, "no motion is commanded"
         return ExecutorStatus(state, reason, 0, 0, 0, self.stops, self.reason, 0.0)
 
+    def _stop(self, motion: TimedTrajectory, now_ns: int) -> JointTrajectory | None:
+        """The motion to rest, None where the running one rests before a stop could begin.
+
+        On the way from where the arm was only measured to the first point of a first motion it is
+        one that the arm's controller can begin from anywhere near. Where nothing was measured, or
+        elsewhere than where the last motion ended, the motion goes on to that point.
+        """
+        names, limits = self._robot.joint_names, self._robot.limits
+        switch_ns = now_ns + round(self.parameters.lead_time * NANOSECONDS)
+        if switch_ns < self._known_ns:
+            if self._measured:
+                stop = ease_out(names, motion.at(now_ns), limits, SOFTLY)
+                self._known_ns = now_ns + round(stop.duration * NANOSECONDS)
+                return stop
+            switch_ns = self._known_ns
+        if switch_ns >= motion.end_ns:
+            return None
+        stop = brake(names, motion.at(switch_ns), limits)
+        lead = (switch_ns - now_ns) / NANOSECONDS
+        return motion.from_time(now_ns).then(lead, stop) if lead > 0.0 else stop
+
+    def _measured_at(self, time_ns: int) -> MotionState | None:
+        """Where the arm was last measured; None when it was not, or too long before a time."""
+        if self._joints.problem(time_ns, JOINTS_AGE, CLOCK_LEAD):
+            return None
+        newest = self._joints.newest
+        return MotionState(newest.positions, newest.velocities, np.zeros(self._robot.joints))
+
+    def _stands_elsewhere(self, now_ns: int) -> bool:
+        """Whether the arm is measured where its motion did not end.
+
+        It has been moved by hand, and its controller goes on from there, or the joint states are
+        frozen, and it does not.
+        """
+        measured = self._measured_at(now_ns)
+        if self._motion is None or measured is None:
+            return False
+        end = self._motion.trajectory.end.position
+        return float(np.abs(measured.position - end).max()) > ELSEWHERE
+
     def _problem(self, now_ns: int, wall: float) -> str:
         given = self.parameters
         return self._controller.silence(
@@ -296,6 +368,7 @@ class Deadman:
         """After a jump back in time nothing known is true any more."""
         if now_ns < self._last_ns:
             self._motion, self._braking = None, False
+            self._joints.clear(None)
             self._observed_ns = None
             for voice in (self._controller, self._planner):
                 voice.said_ns = None if voice.said_ns is None else now_ns

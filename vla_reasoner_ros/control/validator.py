@@ -18,7 +18,7 @@ from vla_reasoner_ros.types import FloatArray
 
 PERIOD = 1e-3  # s, the resampling period
 CARTESIAN_STRIDE = 10  # every 10 ms: 0.1 mm between samples at the arm's largest acceleration
-RELATIVE_TOLERANCE = 1e-5  # rounding of differences over 1 ms, and of knot times to 1 ns
+RELATIVE_TOLERANCE = 1e-5  # of rates: rounding of differences over 1 ms, and of knot times to 1 ns
 _BEFORE = 3  # samples before the start that its differences need
 _AFTER = 3  # samples after the end, likewise
 LARGEST_NUMBER = 1e6  # rad, rad/s and rad/s^2
@@ -101,7 +101,8 @@ def joint_violation(trajectory: JointTrajectory, limits: JointLimits) -> Violati
         ("jerk", "rad/s^3", jerk, -jerk_limit, jerk_limit, 1e-1),
     )
     for name, unit, values, lowest, highest, slack in checks:
-        tolerance = slack + RELATIVE_TOLERANCE * np.abs(highest)
+        relative = 0.0 if name == "position" else RELATIVE_TOLERANCE
+        tolerance = slack + relative * np.abs(highest)
         if lowest.shape[1] == 1:
             inside = np.all(values.min(axis=1) >= (lowest - tolerance)[:, 0]) and np.all(
                 values.max(axis=1) <= (highest + tolerance)[:, 0]

@@ -15,15 +15,17 @@ from vla_reasoner_ros.control.executor import ChunkExecutor, ResetRefused
 from vla_reasoner_ros.control.outputs import ARM_OUTPUTS
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
-from vla_reasoner_ros.data.joints import JointLayout
 from vla_reasoner_ros.errors import ActionChunkError
 from vla_reasoner_ros.msg import ActionChunk, ControllerStatus
 from vla_reasoner_ros.parameters import group, parameter
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.arm_diagnostics import ArmDiagnostics, ArmThresholds
 from vla_reasoner_ros.ros.arm_outputs import ArmOutputs, OutputParameters
-from vla_reasoner_ros.ros.clock import to_nanoseconds
-from vla_reasoner_ros.ros.conversions import chunk_from_message, status_to_message
+from vla_reasoner_ros.ros.conversions import (
+    chunk_from_message,
+    joints_from_message,
+    status_to_message,
+)
 from vla_reasoner_ros.ros.diagnostics import Report
 from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
 from vla_reasoner_ros.types import ActionChunk as Chunk
@@ -137,12 +139,9 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
             raise
 
     def _joints_came(self, message: JointState) -> None:
-        names = self._executor.robot.joint_names
-        others = tuple(name for name in message.name if name not in names)
-        if len(others) == len(message.name):
-            return  # a gripper's own driver on the same topic
-        positions, velocities = JointLayout(names, others).read(message, "joint_states")
-        self._executor.measured(to_nanoseconds(message.header.stamp), positions, velocities)
+        joints = joints_from_message(message, self._executor.robot.joint_names)
+        if joints is not None:
+            self._executor.measured(*joints)
 
     def _emergency_stop(self, message: Bool) -> None:
         self._outputs.send(self._executor.emergency_stop(message.data, self.now_ns()))

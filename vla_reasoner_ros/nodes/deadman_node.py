@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
+from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -20,6 +21,7 @@ from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import (
     chunk_from_message,
+    joints_from_message,
     status_from_message,
     status_to_message,
     trajectory_from_message,
@@ -69,6 +71,7 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
         streams = [
             (ControllerStatus, f"{given.controller}/status", self._controller_spoke, qos.STATE),
             (ActionChunk, "action_chunk", self._planner_spoke, qos.COMMAND),
+            (JointState, "joint_states", self._joints_came, qos.sensor("best_effort", 10)),
         ]
         if self._stop.by_topic:
             streams.append((JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND))
@@ -143,14 +146,18 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
         chunk = chunk_from_message(message)
         self._deadman.planner_spoke(chunk.observation_stamp_ns, self.now_ns(), time.monotonic())
 
+    def _joints_came(self, message: JointState) -> None:
+        joints = joints_from_message(message, self._robot.joint_names)
+        if joints is not None:
+            self._deadman.measured(*joints, self.now_ns())
+
     def _look(self) -> None:
         stop = self._deadman.tick(self.now_ns(), time.monotonic())
         if stop is not None:
             self._stop.send(stop)
         problem = self._stop.look()
-        if problem and not self._deadman.reason:
-            self._deadman.reason = problem  # latched, as one that it found itself
-            self._deadman.stops += 1
+        if problem:
+            self._deadman.latch(problem)
         if stop is not None or problem:
             self._publish_status()
             self.get_logger().error(f"the arm is stopped: {self._deadman.reason}")

@@ -319,7 +319,7 @@ def arm_nodes(
             "output": value(context, "output"),
             "trajectory_action": f"{value(context, 'controller')}/follow_joint_trajectory",
         },
-        remappings=[commands],
+        remappings=[states, commands],
     )
     nodes = [camera, controller, deadman, planner_node(context)]
     return [*startup(context, nodes), *rviz(context)]

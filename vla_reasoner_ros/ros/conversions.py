@@ -24,6 +24,7 @@ from trajectory_msgs.msg import JointTrajectoryPoint
 from vla_reasoner_ros.control.executor import ControllerState, ExecutorStatus
 from vla_reasoner_ros.control.trajectory import JointTrajectory
 from vla_reasoner_ros.data.images import ENCODINGS, decode_compressed, decode_image, encode_jpeg
+from vla_reasoner_ros.data.joints import JointLayout
 from vla_reasoner_ros.data.messages import SOURCES
 from vla_reasoner_ros.data.messages import chunk_from_message as chunk_from_message
 from vla_reasoner_ros.data.messages import observation_from_message as observation_from_message
@@ -292,6 +293,29 @@ def _duration(seconds: float) -> Duration:
 
 
 # The controller.
+
+
+def joints_from_message(
+    message: JointState, names: tuple[str, ...]
+) -> tuple[int, FloatArray, FloatArray] | None:
+    """The arm's part of a message on ``joint_states``, which may hold other joints as well.
+
+    Args:
+        message: it.
+        names: the arm's J joints.
+
+    Returns:
+        Stamp in ns, positions (J,) rad and velocities (J,) rad/s, in the order of ``names``; None
+        for a message of other joints only, as a gripper's own driver sends.
+
+    Raises:
+        ObservationError: some of the joints are missing or named twice, or their numbers are.
+    """
+    others = tuple(name for name in message.name if name not in names)
+    if len(others) == len(message.name):
+        return None
+    positions, velocities = JointLayout(names, others).read(message, "joint_states")
+    return to_nanoseconds(message.header.stamp), positions, velocities
 
 
 def status_to_message(status: ExecutorStatus, stamp_ns: int) -> ControllerStatusMessage:
