@@ -25,7 +25,7 @@ from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds, to_stamp
 from vla_reasoner_ros.ros.conversions import trajectory_from_message, trajectory_to_message
 from vla_reasoner_ros.ros.lifecycle import LifecycleNode
-from vla_reasoner_ros.ros.output import action_type
+from vla_reasoner_ros.ros.output import GoalParameters, action_type
 from vla_reasoner_ros.ros.stream_outputs import REMEMBERED, REST_NS
 
 OWN_NS = 1
@@ -33,27 +33,13 @@ OWN_NS = 1
 
 
 @dataclass(frozen=True)
-class StopParameters:
+class StopParameters(GoalParameters):
     """How the arm is commanded, and so stopped."""
 
     output: str = parameter(
         "joint_trajectory",
         "How the arm is commanded: the parameter output of the arm controller.",
         choices=tuple(ARM_OUTPUTS),
-        read_only=True,
-    )
-    trajectory_action: str = parameter(
-        "follow_joint_trajectory",
-        "Name of the action of the output follow_joint_trajectory.",
-        read_only=True,
-    )
-    answer_timeout: float = parameter(
-        0.2,
-        "How long that action's server may take to accept a stop, by a clock that nothing stops; "
-        "past it all its goals are cancelled.",
-        unit="s",
-        minimum=0.01,
-        maximum=10.0,
         read_only=True,
     )
     driver_timeout: float = parameter(

@@ -20,7 +20,28 @@ from vla_reasoner_ros.ros.lifecycle import LifecycleNode
 
 
 @dataclass(frozen=True)
-class CommandParameters:
+class GoalParameters:
+    """How the arm is asked for a motion by an action."""
+
+    trajectory_action: str = parameter(
+        "follow_joint_trajectory",
+        "Name of the action of the output follow_joint_trajectory.",
+        read_only=True,
+    )
+    answer_timeout: float = parameter(
+        0.2,
+        "How long an action server may take to accept a goal, by a clock that nothing stops. Past "
+        "it the arm controller holds, or says that the gripper is silent, and the deadman cancels "
+        "all goals.",
+        unit="s",
+        minimum=0.01,
+        maximum=10.0,
+        read_only=True,
+    )
+
+
+@dataclass(frozen=True)
+class CommandParameters(GoalParameters):
     """Details of the outputs."""
 
     rate: float = parameter(
@@ -38,23 +59,9 @@ class CommandParameters:
         choices=("base", "link"),
         read_only=True,
     )
-    trajectory_action: str = parameter(
-        "follow_joint_trajectory",
-        "Name of the action of the output follow_joint_trajectory.",
-        read_only=True,
-    )
     gripper_action: str = parameter(
         "gripper_cmd",
         "Name of the action of the gripper outputs gripper_command and parallel_gripper_command.",
-        read_only=True,
-    )
-    answer_timeout: float = parameter(
-        0.2,
-        "How long an action server may take to accept a goal, by a clock that nothing stops; past "
-        "it the arm holds, and a gripper's silence is said.",
-        unit="s",
-        minimum=0.01,
-        maximum=10.0,
         read_only=True,
     )
     result_timeout: float = parameter(
