@@ -52,7 +52,7 @@ def main() -> None:
         percentiles(
             "image_to_command_overhead_ms",
             load.overhead_ms(),
-            f"image stamp to trajectory less the decision's own time; {detail}",
+            f"image stamp to trajectory sent, less the decision's own time; {detail}",
         )
         rate = len(load.heard.chunks) / options.seconds
         report("decisions_per_second", rate, "Hz", len(load.heard.chunks), detail)

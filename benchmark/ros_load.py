@@ -7,6 +7,7 @@ joint states that follow what it commands.
 from __future__ import annotations
 
 import array
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_reasoner_ros.control.robots import load_robot
-from vla_reasoner_ros.msg import ActionChunk, Observation, SearchStatistics
+from vla_reasoner_ros.msg import ActionChunk, ControllerStatus, Observation, SearchStatistics
 from vla_reasoner_ros.policies.small_vla import SmallVla
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
@@ -29,6 +30,7 @@ from vla_reasoner_ros.ros.conversions import header
 from vla_reasoner_ros.ros.graph import ACTIVATE, CONFIGURE, GraphClient
 from vla_reasoner_ros.ros.processes import NodeProcess, ProcessGraph
 from vla_reasoner_ros.ros.simulation import trajectory_from_message
+from vla_reasoner_ros.ros.spinning import SWITCH_INTERVAL_S
 from vla_reasoner_ros.sim.joint_trajectory_controller import JointTrajectoryController
 
 CAMERAS = ("wrist", "agent")
@@ -63,12 +65,19 @@ _NS = 1_000_000_000
 
 @dataclass
 class Heard:
-    """What came back, with the time at which it came, ns."""
+    """What the nodes said.
+
+    Attributes:
+        observations: stamp and time of reception of each, ns.
+        decisions: stamp of the observation, ns, to the time that the decision took, ms.
+        chunks: sequence to the stamp of its observation, ns.
+        sent: sequence to when the arm controller said first that it executes it, ns.
+    """
 
     observations: list[tuple[int, int]] = field(default_factory=list)
     decisions: dict[int, float] = field(default_factory=dict)
-    chunks: list[tuple[int, int]] = field(default_factory=list)
-    commands: list[int] = field(default_factory=list)
+    chunks: dict[int, int] = field(default_factory=dict)
+    sent: dict[int, int] = field(default_factory=dict)
     reports: int = 0
     received: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
@@ -121,6 +130,7 @@ class Load:
             (SearchStatistics, "search_statistics", self._decided, qos.STATE),
             (ActionChunk, "action_chunk", self._planned, qos.COMMAND),
             (JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND),
+            (ControllerStatus, "arm_controller_node/status", self._told, qos.STATE),
             (DiagnosticArray, "/diagnostics", self._diagnosed, qos.DIAGNOSTICS),
         ):
             node.create_subscription(kind, topic, take, profile)
@@ -137,6 +147,7 @@ class Load:
         self._arm = JointTrajectoryController(
             self._robot.joint_names, self._robot.limits, self._robot.home, self._now_ns()
         )
+        sys.setswitchinterval(SWITCH_INTERVAL_S)  # cameras and drivers are processes of their own
         for name in NODES:
             self.client.change(name, ACTIVATE)
         for work, rate in ((self._send_joints, JOINT_RATE), (self._send_images, RATE)):
@@ -213,7 +224,10 @@ class Load:
         self.heard.decisions[to_nanoseconds(message.observation_stamp)] = message.time_ms
 
     def _planned(self, message: ActionChunk) -> None:
-        self.heard.chunks.append((to_nanoseconds(message.observation_stamp), self._now_ns()))
+        self.heard.chunks[message.sequence] = to_nanoseconds(message.observation_stamp)
+
+    def _told(self, message: ControllerStatus) -> None:
+        self.heard.sent.setdefault(message.sequence, to_nanoseconds(message.header.stamp))
 
     def _commanded(self, message: JointTrajectory) -> None:
         now_ns = self._now_ns()
@@ -221,7 +235,6 @@ class Load:
             assert self._arm is not None
             self._arm.advance(now_ns)
             self._arm.accept(trajectory_from_message(message, 0))
-        self.heard.commands.append(now_ns)
 
     def _diagnosed(self, message: DiagnosticArray) -> None:
         self.heard.reports += any(s.name.startswith("camera_node") for s in message.status)
@@ -248,15 +261,16 @@ class Load:
         return np.asarray((times[:, 1] - times[:, 0]) / 1e6)
 
     def overhead_ms(self) -> np.ndarray:
-        """Image stamp to command less the decision's own time, ms, of every decision obeyed."""
-        commands = np.array(self.heard.commands, dtype=np.int64)
-        found = []
-        for stamp_ns, came_ns in self.heard.chunks:
-            after = np.searchsorted(commands, came_ns - 20_000_000)
-            if stamp_ns in self.heard.decisions and after < len(commands):
-                whole_ms = (commands[after] - stamp_ns) / 1e6
-                if whole_ms < 400.0:  # the next chunk's command is not this one's
-                    found.append(whole_ms - self.heard.decisions[stamp_ns])
+        """Image stamp to command less the decision's own time, ms, of every decision obeyed.
+
+        The arm controller says that it executes a chunk as soon as it has sent the command; by its
+        clock, so that the reception in this process, which is busy with pictures, does not count.
+        """
+        found = [
+            (self.heard.sent[sequence] - stamp_ns) / 1e6 - self.heard.decisions[stamp_ns]
+            for sequence, stamp_ns in self.heard.chunks.items()
+            if sequence in self.heard.sent and stamp_ns in self.heard.decisions
+        ]
         return np.array(found)
 
     def __enter__(self) -> Load:

@@ -11,7 +11,8 @@ from vla_reasoner_ros.data import bag_episodes
 from vla_reasoner_ros.data.bag_episodes import ImportOptions, episodes_from_bag
 from vla_reasoner_ros.data.contract import load_contract
 from vla_reasoner_ros.data.episode_bags import write_episode
-from vla_reasoner_ros.data.episodes import Episode, EpisodeSet, EpisodeWriter
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import Episode, EpisodeWriter
 from vla_reasoner_ros.data.messages import ACTION_CHUNK, chunk_fields
 from vla_reasoner_ros.data.recordings import open_recordings
 from vla_reasoner_ros.errors import BagError, ConfigurationError, EpisodeError

@@ -8,7 +8,8 @@ from vla_reasoner_ros import cli, plugins
 from vla_reasoner_ros.components import ComponentParameters, load_components
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.contract import load_contract
-from vla_reasoner_ros.data.episodes import EpisodeSet, EpisodeWriter
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import EpisodeWriter
 from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.policies.base import PolicySpec
 from vla_reasoner_ros.self_check import Level, check, require, table

@@ -4,7 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from vla_reasoner_ros.data.episodes import Episode, EpisodeSet, EpisodeWriter, Kind
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import Episode, EpisodeWriter, Kind
 from vla_reasoner_ros.errors import ConfigurationError, EpisodeError
 from vla_reasoner_ros.types import ActionSpec, GripperSpec, Observation, Representation
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.contract import contract_from, load_contract
-from vla_reasoner_ros.data.ingest import BACKWARD_LIMIT, Ingest
+from vla_reasoner_ros.data.ingest import Ingest
+from vla_reasoner_ros.data.streams import BACKWARD_LIMIT
 from vla_reasoner_ros.errors import ConfigurationError, ObservationError
 
 KINEMATICS = Kinematics(load_robot("fr3"))

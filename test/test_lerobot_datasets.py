@@ -8,7 +8,8 @@ import pytest
 from recordings import KINEMATICS
 
 from vla_reasoner_ros import cli
-from vla_reasoner_ros.data.episodes import Episode, EpisodeSet, EpisodeWriter
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import Episode, EpisodeWriter
 from vla_reasoner_ros.data.lerobot import Mapped, export_dataset, import_dataset
 from vla_reasoner_ros.errors import ConfigurationError, EpisodeError
 from vla_reasoner_ros.types import ActionSpec, GripperSpec, Observation, Representation

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vla_reasoner_ros.data.episodes import Episode, EpisodeSet, Kind
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import Episode, Kind
 from vla_reasoner_ros.data.recordings import open_recordings
 from vla_reasoner_ros.data.seeds import RANGES, require_seed
 from vla_reasoner_ros.errors import ConfigurationError

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from vla_reasoner_ros import language
-from vla_reasoner_ros.data.episodes import EpisodeSet, EpisodeWriter
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import EpisodeWriter
 from vla_reasoner_ros.errors import ConfigurationError, EpisodeError
 from vla_reasoner_ros.policies.small_vla import Architecture, SmallVla
 from vla_reasoner_ros.training import policy, prior

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vla_reasoner_ros import cli, plugins
 from vla_reasoner_ros.components import ComponentParameters, load_components
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
 from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.planner import blank, warm_up

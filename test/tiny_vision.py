@@ -99,7 +99,7 @@ def write_episodes(folder, seeds=range(12), steps=14, progress=False, side=SIDE,
 
 def write_world_model(folder, episodes):
     """A tiny DINOv2, and an untrained predictor and value on it, as their commands write them."""
-    from vla_reasoner_ros.data.episodes import EpisodeSet
+    from vla_reasoner_ros.data.episode_sets import EpisodeSet
     from vla_reasoner_ros.training.vision_latents import layout_of
     from vla_reasoner_ros.values.vision_progress import VisionProgressNetwork, VisionValueConfig
     from vla_reasoner_ros.weights import save_model

@@ -11,7 +11,7 @@ from vla_reasoner_ros import plugins
 from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.contract import load_contract
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.self_check import Level, check, table
 
 

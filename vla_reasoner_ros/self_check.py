@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.control.robots import Robot, load_robot
 from vla_reasoner_ros.data.contract import Contract
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError, VlaReasonerError
 from vla_reasoner_ros.policies.base import Policy, PolicySpec
 from vla_reasoner_ros.rotations import conjugate, product, to_rotation_vector

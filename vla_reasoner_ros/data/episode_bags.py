@@ -26,7 +26,8 @@ from vla_reasoner_ros.data.bag_episodes import (
 from vla_reasoner_ros.data.bag_ingest import IMAGES, JOINT_STATE, STRING
 from vla_reasoner_ros.data.bags import BagReader, BagWriter
 from vla_reasoner_ros.data.contract import Contract, load_contract
-from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeSet, EpisodeWriter
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeWriter
 from vla_reasoner_ros.data.images import encode_png
 from vla_reasoner_ros.data.messages import (
     ACTION_CHUNK,

@@ -11,11 +11,10 @@ of time are given by the caller and never mixed:
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,17 +29,19 @@ from vla_reasoner_ros.data.contract import (
     JOINT_STATES,
     CameraStream,
     Contract,
-    Stream,
 )
 from vla_reasoner_ros.data.images import resize
 from vla_reasoner_ros.data.joints import JointLayout
+from vla_reasoner_ros.data.streams import (
+    NANOSECONDS,
+    Refused,
+    Sample,
+    StreamBuffer,
+    StreamStatistics,
+)
 from vla_reasoner_ros.errors import ConfigurationError, ObservationError
 from vla_reasoner_ros.types import FloatArray, Observation
 
-NANOSECONDS = 1_000_000_000
-BACKWARD_LIMIT = 5
-"""So many samples in a row that are older than the last one mean that the sender's clock was set
-back: the stream begins anew."""
 EARLY = 0.5
 """Share of the time between two pictures by which one may come early and be the next moment: the
 picture nearest to the due time is taken."""
@@ -48,8 +49,6 @@ INTERVAL_SMOOTHING = 0.1
 PAUSED_AFTER = 3.0
 """Periods, in wall-clock time, after which a picture that came too early is used after all: time
 stands still, and no later one will come."""
-RETENTION = 0.5
-"""Samples that are older than the newest by more than this and the tolerance, s, are forgotten."""
 
 Decoder = Callable[[], NDArray[np.uint8]]
 
@@ -64,136 +63,10 @@ class ForwardKinematics(Protocol):
 
 
 @dataclass
-class StreamStatistics:
-    """What became of one stream's samples since the start.
-
-    Attributes:
-        received: samples that came in.
-        used: samples that an observation was made of.
-        dropped: samples that were refused, by reason.
-        last_error: text of the newest refusal.
-        age: age of the sample in the newest observation, s; NaN before the first.
-        delivered: whether an acceptable sample has come since the start or the last reset.
-    """
-
-    received: int = 0
-    used: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    last_error: str = ""
-    age: float = math.nan
-    delivered: bool = False
-
-
-@dataclass
-class _Sample:
-    stamp_ns: int
-    payload: Any
-    moments: int = 0  # how many observations were made of it
-
-
-class _Buffer:
-    """The newest samples of one stream, by stamp."""
-
-    def __init__(self, name: str, stream: Stream) -> None:
-        self.name = name
-        self.stream = stream
-        self.statistics = StreamStatistics()
-        self._samples: deque[_Sample] = deque()
-        self._retention_ns = round((RETENTION + stream.tolerance) * NANOSECONDS)
-        self._backward = 0
-
-    def push(self, stamp_ns: int, now_ns: int, limits: Contract, payload: Any) -> None:
-        """Take a sample, or raise the ObservationError that says why not."""
-        moments = limits.moments
-        stamp_ns -= round(self.stream.latency * NANOSECONDS)
-        ahead = (stamp_ns - now_ns) / NANOSECONDS
-        if ahead > moments.future_tolerance:
-            raise _Refused(
-                "future",
-                f"{self.stream.topic}: stamp is {ahead:.3f} s ahead of the clock, expected at "
-                f"most {moments.future_tolerance} s",
-            )
-        if -ahead > moments.max_age:
-            raise _Refused(
-                "too old",
-                f"{self.stream.topic}: stamp is {-ahead:.3f} s old on arrival, expected at most "
-                f"{moments.max_age} s",
-            )
-        self._require_increase(stamp_ns)
-        self._samples.append(_Sample(stamp_ns, payload))
-        self.statistics.delivered = True
-        while len(self._samples) > 2 and self._samples[1].stamp_ns < stamp_ns - self._retention_ns:
-            self._samples.popleft()
-
-    def _require_increase(self, stamp_ns: int) -> None:
-        last_ns = self._samples[-1].stamp_ns if self._samples else None
-        if last_ns is None or stamp_ns > last_ns:
-            self._backward = 0
-            return
-        if stamp_ns == last_ns:
-            raise _Refused("repeated", f"{self.stream.topic}: stamp {stamp_ns} ns came twice")
-        self._backward += 1
-        if self._backward < BACKWARD_LIMIT:
-            raise _Refused(
-                "backward",
-                f"{self.stream.topic}: stamp is {(last_ns - stamp_ns) / NANOSECONDS:.3f} s before "
-                "the last one",
-            )
-        self._samples.clear()
-        self._backward = 0
-
-    def newest(self) -> _Sample:
-        """The newest sample; there must be one."""
-        return self._samples[-1]
-
-    def find(self, moment_ns: int) -> tuple[_Sample | None, bool]:
-        """The newest sample up to a moment, and whether no better one can come any more."""
-        final = False
-        for sample in reversed(self._samples):
-            if sample.stamp_ns <= moment_ns:
-                return sample, final or sample.stamp_ns == moment_ns
-            final = True
-        return None, final
-
-    def previous(self, sample: _Sample) -> _Sample | None:
-        """The sample before another one."""
-        return next((s for s in reversed(self._samples) if s.stamp_ns < sample.stamp_ns), None)
-
-    def settle(self, sample: _Sample) -> None:
-        """Forget what is older than a sample that a moment took: moments come in their order.
-
-        The one before it stays for its stamp and what it measured; of pictures the stamp alone.
-        """
-        samples = self._samples
-        while len(samples) > 1 and samples[1].stamp_ns < sample.stamp_ns:
-            samples.popleft()
-        if isinstance(self.stream, CameraStream) and samples[0].stamp_ns < sample.stamp_ns:
-            samples[0].payload = None
-
-    def clear(self) -> None:
-        """Forget all samples; the counts stay."""
-        self._samples.clear()
-        self._backward = 0
-        self.statistics.delivered = False
-
-
-class _Refused(ObservationError):
-    """A sample or moment that is not used.
-
-    Attributes:
-        reason: one or two words to count it under.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass
 class _Moment:
     stamp_ns: int
     arrival: float
-    sample: _Sample
+    sample: Sample
 
 
 @dataclass
@@ -224,7 +97,7 @@ class Ingest:
             ignored=contract.joint_states.ignored_joints,
             needs_velocities=contract.joint_states.velocity == "measured",
         )
-        self._buffers = {name: _Buffer(name, s) for name, s in contract.streams.items()}
+        self._buffers = {name: StreamBuffer(name, s) for name, s in contract.streams.items()}
         for name in (JOINT_STATES, INSTRUCTION):
             if name in contract.cameras:
                 raise ConfigurationError(f"cameras: {name!r} cannot be the name of a camera")
@@ -303,7 +176,7 @@ class Ingest:
             moment = self._pending[0]
             try:
                 observation = self._observe(moment, arrival)
-            except _Refused as refusal:
+            except Refused as refusal:
                 self._refuse_moment(refusal)
             else:
                 if observation is None:
@@ -355,7 +228,7 @@ class Ingest:
         if name == self._reference:
             self._consider(buffer, arrival)
 
-    def _consider(self, buffer: _Buffer, arrival: float) -> None:
+    def _consider(self, buffer: StreamBuffer, arrival: float) -> None:
         """Whether the reference camera's newest picture is the next moment."""
         sample = buffer.newest()
         before = buffer.previous(sample)
@@ -381,8 +254,8 @@ class Ingest:
         # stands still until someone acts, there would never be a second moment.
         self._pending.append(moment)
 
-    def _warming_up(self) -> _Refused:
-        return _Refused("warming up", f"nothing yet from {', '.join(self.waiting_for())}")
+    def _warming_up(self) -> Refused:
+        return Refused("warming up", f"nothing yet from {', '.join(self.waiting_for())}")
 
     def _release_withheld(self, arrival: float) -> None:
         moment = self._withheld
@@ -394,7 +267,7 @@ class Ingest:
 
     def _observe(self, moment: _Moment, arrival: float) -> Observation | None:
         """The observation of a moment; None while something may still arrive for it."""
-        chosen: dict[str, _Sample] = {}
+        chosen: dict[str, Sample] = {}
         for name, buffer in self._buffers.items():
             if name == self._reference:
                 chosen[name] = moment.sample
@@ -407,28 +280,28 @@ class Ingest:
             chosen[name] = self._require(buffer, sample, moment.stamp_ns)
         return self._assemble(moment.stamp_ns, chosen)
 
-    def _patience(self, buffer: _Buffer) -> float:
+    def _patience(self, buffer: StreamBuffer) -> float:
         if buffer.stream.policy == HOLD or not buffer.stream.waited_for:
             return 0.0
         return max(buffer.stream.tolerance, self.contract.moments.patience)
 
     @staticmethod
-    def _require(buffer: _Buffer, sample: _Sample | None, moment_ns: int) -> _Sample:
+    def _require(buffer: StreamBuffer, sample: Sample | None, moment_ns: int) -> Sample:
         name, stream = buffer.name, buffer.stream
         if sample is None:
-            raise _Refused(f"{name} missing", f"{stream.topic}: no sample up to {moment_ns} ns")
+            raise Refused(f"{name} missing", f"{stream.topic}: no sample up to {moment_ns} ns")
         age = (moment_ns - sample.stamp_ns) / NANOSECONDS
         if stream.policy == ASOF and age > stream.tolerance:
-            raise _Refused(
+            raise Refused(
                 f"{name} stale",
                 f"{stream.topic}: newest sample is {age:.3f} s old, expected at most "
                 f"{stream.tolerance} s",
             )
         if stream.policy == DROP and sample.moments:
-            raise _Refused(f"{name} not new", f"{stream.topic}: no sample since the last moment")
+            raise Refused(f"{name} not new", f"{stream.topic}: no sample since the last moment")
         return sample
 
-    def _assemble(self, moment_ns: int, chosen: dict[str, _Sample]) -> Observation:
+    def _assemble(self, moment_ns: int, chosen: dict[str, Sample]) -> Observation:
         images = {
             name: self._picture(name, camera, chosen[name])
             for name, camera in self.contract.cameras.items()
@@ -459,7 +332,7 @@ class Ingest:
             self.statistics[name].age = age
         return observation
 
-    def _picture(self, name: str, camera: CameraStream, sample: _Sample) -> NDArray[np.uint8]:
+    def _picture(self, name: str, camera: CameraStream, sample: Sample) -> NDArray[np.uint8]:
         statistics = self.statistics[name]
         if callable(sample.payload):  # not decoded by an earlier moment
             try:
@@ -467,7 +340,7 @@ class Ingest:
             except ObservationError as error:
                 statistics.dropped["unusable"] += 1
                 statistics.last_error = str(error)
-                raise _Refused(f"{name} unusable", str(error)) from error
+                raise Refused(f"{name} unusable", str(error)) from error
             # What is still the message's own bytes cannot be written, of which PyTorch warns.
             sample.payload = image if image.flags.writeable else image.copy()
         image = sample.payload
@@ -486,19 +359,19 @@ class Ingest:
             return
         unchanged = (stamp_ns - last.stamp_ns) / NANOSECONDS
         if unchanged >= camera.frozen_after:
-            raise _Refused(
+            raise Refused(
                 f"{name} frozen",
                 f"{camera.topic}: the picture has not changed for {unchanged:.3f} s, expected "
                 f"less than {camera.frozen_after} s",
             )
 
-    def _joint_state(self, sample: _Sample) -> tuple[FloatArray, FloatArray]:
+    def _joint_state(self, sample: Sample) -> tuple[FloatArray, FloatArray]:
         positions, velocities = sample.payload
         if not np.isnan(velocities).any():
             return positions, velocities
         before = self._buffers[JOINT_STATES].previous(sample)
         if before is None:
-            raise _Refused(
+            raise Refused(
                 "warming up", "velocities are differentiated and need two joint states, got one"
             )
         seconds = (sample.stamp_ns - before.stamp_ns) / NANOSECONDS
@@ -510,6 +383,6 @@ class Ingest:
             return 1.0
         return float((positions.mean() - gripper.closed) / (gripper.open - gripper.closed))
 
-    def _refuse_moment(self, refusal: _Refused) -> None:
+    def _refuse_moment(self, refusal: Refused) -> None:
         self.moments[refusal.reason] += 1
         self.last_error = str(refusal)

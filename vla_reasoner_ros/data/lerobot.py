@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import load_robot
-from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeSet, EpisodeWriter, Kind
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeWriter, Kind
 from vla_reasoner_ros.data.ingest import ForwardKinematics
 from vla_reasoner_ros.data.seeds import RANGES
 from vla_reasoner_ros.errors import ConfigurationError, EpisodeError

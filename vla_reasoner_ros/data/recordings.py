@@ -17,7 +17,8 @@ from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.bag_episodes import ImportOptions, bags_in, episodes_from_bag
 from vla_reasoner_ros.data.bags import STORAGES
 from vla_reasoner_ros.data.contract import Contract, load_contract
-from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeSet
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import SUFFIX, Episode
 from vla_reasoner_ros.errors import BagError, EpisodeError
 
 CACHE = Path("data/bag_cache")

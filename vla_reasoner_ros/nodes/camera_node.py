@@ -14,11 +14,11 @@ from std_msgs.msg import String
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.contract import INSTRUCTION, load_contract
-from vla_reasoner_ros.data.ingest import NANOSECONDS, Ingest
+from vla_reasoner_ros.data.ingest import Ingest
 from vla_reasoner_ros.msg import Observation
 from vla_reasoner_ros.parameters import group, parameter
 from vla_reasoner_ros.ros import qos
-from vla_reasoner_ros.ros.clock import to_nanoseconds
+from vla_reasoner_ros.ros.clock import NANOSECONDS, to_nanoseconds
 from vla_reasoner_ros.ros.conversions import (
     image_from_bytes,
     image_type,

@@ -7,7 +7,6 @@ decision is made by it, and nothing but the report loads it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.training.branches import Branches, branch_files
+from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import Float32, true_latents
 from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
@@ -157,9 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
             for side in ("train", "held_out")
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        network = DecoderNetwork(config)
+    network = initialised(arguments.seed, lambda: DecoderNetwork(config))
     network.normalise(torch.from_numpy(training.latents))
     data = {"pictures": len(training), "seed": arguments.seed, "each": arguments.each}
     result = train(
@@ -175,16 +173,14 @@ def run(arguments: argparse.Namespace) -> int:
     save_model(
         folder / MODEL_NAME,
         network.state_dict(),
-        {
-            "kind": MODEL_NAME,
-            "architecture": config.to_card(),
-            "encoder": encoder.fingerprint,
-            "data": data,
-            "seed": arguments.seed,
-            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-            "metrics": {"held_out": result.metrics, "best_step": result.best_step},
-            "licence": "Apache-2.0",
-        },
+        training_card(
+            MODEL_NAME,
+            config.to_card(),
+            arguments,
+            data=data,
+            metrics={"held_out": result.metrics, "best_step": result.best_step},
+            encoder=encoder.fingerprint,
+        ),
         half=True,
     )
     return 0

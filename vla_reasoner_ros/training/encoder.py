@@ -7,7 +7,6 @@ of recorded episodes are mixed in where folders of them are given, because that 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch.nn import functional
 from vla_reasoner_ros import executor
 from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.data import recordings
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.parameters import build, flatten
@@ -29,6 +28,7 @@ from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.appearance import Looks
 from vla_reasoner_ros.training.branches import Branches, branch_files
+from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.frames import (
     SHARD,
@@ -285,9 +285,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = EncoderConfig(vision=None if vision is None else vision.settings)
     with first_alone():
         training, held_out, data = _frames(arguments, config)
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        network = EncoderNetwork(config, vision)
+    network = initialised(arguments.seed, lambda: EncoderNetwork(config, vision))
     if arguments.initial is not None:
         load_into(network, load_model(arguments.initial / MODEL_NAME, MODEL_NAME)[0], MODEL_NAME)
     network.to(memory_format=torch.channels_last)
@@ -309,15 +307,13 @@ def run(arguments: argparse.Namespace) -> int:
     save_model(
         (arguments.output or models_directory()) / MODEL_NAME,
         tensors,
-        {
-            "kind": MODEL_NAME,
-            "architecture": config.to_card(),
-            "data": data,
-            "seed": arguments.seed,
-            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-            "metrics": {"held_out": metrics, "steps": result.steps, "best_step": result.best_step},
-            "licence": "Apache-2.0",
-        },
+        training_card(
+            MODEL_NAME,
+            config.to_card(),
+            arguments,
+            data=data,
+            metrics={"held_out": metrics, "steps": result.steps, "best_step": result.best_step},
+        ),
         half=True,
     )
     for name, measures in metrics.items():

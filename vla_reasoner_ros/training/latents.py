@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.language import sentence_encoder

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from torch import nn
 
 from vla_reasoner_ros.arguments import AMOUNT, COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
-from vla_reasoner_ros.data.episodes import EpisodeSet, Kind
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import Kind
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.data.seeds import RANGES, require_seed
 from vla_reasoner_ros.errors import ConfigurationError
@@ -41,6 +41,7 @@ from vla_reasoner_ros.policies.small_vla import (
 )
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
+from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.demo_data import ACTION_LIMIT, PolicyActor
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
@@ -388,9 +389,9 @@ def run(arguments: argparse.Namespace) -> int:
     augmentation = {"shift": arguments.shift, "jitter": arguments.jitter}
     samples = ChunkSamples(training, architecture, encoder, **augmentation)
     settings = augmentation | dataclasses.asdict(cloning)
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        module = Cloning(architecture, samples.objects.shape[1], cloning)
+    module = initialised(
+        arguments.seed, lambda: Cloning(architecture, samples.objects.shape[1], cloning)
+    )
     module.normalise(samples)
     module.to(memory_format=torch.channels_last)
     parameters = trainer_parameters(arguments, patience=arguments.patience)
@@ -466,15 +467,13 @@ def _card(
     instructions: Mapping[str, Any],
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
-    return {
-        "kind": KIND,
-        "architecture": dataclasses.asdict(architecture),
-        "action_spec": episodes.action_spec.to_mapping(),
-        "control_frame": arguments.control_frame,
-        "instructions": instructions,
-        "data": data,
-        "seed": arguments.seed,
-        "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-        "metrics": {name: round(value, 5) for name, value in metrics.items()},
-        "licence": "Apache-2.0",
-    }
+    return training_card(
+        KIND,
+        dataclasses.asdict(architecture),
+        arguments,
+        data=data,
+        metrics={name: round(value, 5) for name, value in metrics.items()},
+        action_spec=episodes.action_spec.to_mapping(),
+        control_frame=arguments.control_frame,
+        instructions=instructions,
+    )

@@ -8,7 +8,6 @@ the same, so folds over single actions would choose kernels far too narrow.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.priors.demonstrations import KIND, Demonstrations
 from vla_reasoner_ros.priors.kde import KdePrior
+from vla_reasoner_ros.training.cards import training_card
 from vla_reasoner_ros.types import ActionSpec
 from vla_reasoner_ros.weights import save_model
 
@@ -98,23 +98,21 @@ def run(arguments: argparse.Namespace) -> int:
     scores = cross_validate(spec, episodes, arguments.folds, arguments.count, rng)
     factor = max(scores, key=scores.__getitem__)
     data = Demonstrations.from_actions(spec, subsample(episodes, arguments.count, rng), factor)
-    card = {
-        "kind": KIND,
-        "architecture": {"action_spec": spec.to_mapping(), "count": len(data.actions)},
-        "data": {
+    card = training_card(
+        KIND,
+        {"action_spec": spec.to_mapping(), "count": len(data.actions)},
+        arguments,
+        data={
             "sha256": chosen.content_hash,
             "episodes": chosen.counts(lambda e: f"{e.meta.kind.value} {e.meta.task}"),
             "steps": chosen.steps,
         },
-        "seed": arguments.seed,
-        "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-        "metrics": {
+        metrics={
             "bandwidth_factor": factor,
             "held_out_log_density": {str(f): round(score, 4) for f, score in scores.items()},
             "gripper_open_fraction": round(data.open_fraction, 4),
         },
-        "licence": "Apache-2.0",
-    }
+    )
     stem = arguments.output or models_directory() / KIND
     tensors = {name: np.asarray(array) for name, array in data.tensors().items()}
     tensors["actions"] = tensors["actions"].astype(np.float32)

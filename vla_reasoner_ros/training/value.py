@@ -14,7 +14,6 @@ the outcomes of one decision. ``--without-failures`` leaves out what demonstrati
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import BranchLatents, load_branches, load_episodes
 from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
@@ -244,9 +244,7 @@ def run(arguments: argparse.Namespace) -> int:
     with first_alone():
         training, held_out, data = _groups(arguments, folder, encoder, rng)
     config = ValueConfig(layout=encoder.layout)
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        network = ProgressNetwork(config)
+    network = initialised(arguments.seed, lambda: ProgressNetwork(config))
     parameters = trainer_parameters(arguments, weight_decay=1e-3, bf16=False)
     result = train(
         network,
@@ -265,17 +263,15 @@ def run(arguments: argparse.Namespace) -> int:
     save_model(
         folder / MODEL_NAME,
         network.state_dict(),
-        {
-            "kind": MODEL_NAME,
-            "architecture": config.to_card(),
-            "encoder": encoder.fingerprint,
-            "data": data,
-            "loss": flatten(objective),
-            "seed": arguments.seed,
-            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-            "metrics": {"held_out": result.metrics | ranks, "best_step": result.best_step},
-            "licence": "Apache-2.0",
-        },
+        training_card(
+            MODEL_NAME,
+            config.to_card(),
+            arguments,
+            data=data,
+            metrics={"held_out": result.metrics | ranks, "best_step": result.best_step},
+            encoder=encoder.fingerprint,
+            loss=flatten(objective),
+        ),
         half=True,
     )
     return 0

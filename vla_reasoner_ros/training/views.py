@@ -9,7 +9,6 @@ view counts as changed at all.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from torch import Tensor, nn
 
 from vla_reasoner_ros import executor
 from vla_reasoner_ros.arguments import COUNT
-from vla_reasoner_ros.data.episodes import EpisodeSet
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.training.appearance import Looks
+from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.frames import Frames, make_frames
 from vla_reasoner_ros.training.options import add_trainer_arguments, trainer_parameters
 from vla_reasoner_ros.training.trainer import Batch, train
@@ -260,9 +260,8 @@ def run(arguments: argparse.Namespace) -> int:
             for samples, rendered in zip((training, held_out), frames, strict=True)
         )
         data |= {"rendered_frames": len(frames[0]), "looks": asdict(OTHER_THINGS)}
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        networks = view_networks(config).to(memory_format=torch.channels_last)
+    networks = initialised(arguments.seed, lambda: view_networks(config))
+    networks = networks.to(memory_format=torch.channels_last)
     parameters = trainer_parameters(arguments)
     result = train(
         networks,
@@ -279,20 +278,18 @@ def run(arguments: argparse.Namespace) -> int:
     save_model(
         (arguments.output or models_directory()) / MODEL_NAME,
         networks.state_dict(),
-        {
-            "kind": MODEL_NAME,
-            "architecture": config.to_card(),
-            "least": {camera: asdict(value) for camera, value in least.items()},
-            "data": data,
-            "seed": arguments.seed,
-            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-            "metrics": {
+        training_card(
+            MODEL_NAME,
+            config.to_card(),
+            arguments,
+            data=data,
+            metrics={
                 "held_out": {name: round(v, 5) for name, v in result.metrics.items()},
                 "steps": result.steps,
                 "best_step": result.best_step,
             },
-            "licence": "Apache-2.0",
-        },
+            least={camera: asdict(value) for camera, value in least.items()},
+        ),
         half=True,
     )
     for camera, value in least.items():

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.arguments import COUNT, WHOLE
-from vla_reasoner_ros.data.episodes import Episode, EpisodeSet
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
+from vla_reasoner_ros.data.episodes import Episode
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.language import sentence_encoder

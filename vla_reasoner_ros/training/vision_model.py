@@ -7,7 +7,6 @@ ahead from each seen frame, plus that of a rollout which goes on from what was i
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.training.vision_latents import (
     VisionEpisode,
@@ -151,9 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{MODEL_NAME}: width {sizes['width']} is no multiple of {sizes['heads']} heads"
         )
     config = PredictorConfig(encoder.layout, spec.dimensions, arguments.macro_steps, **sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        network = Predictor(config)
+    network = initialised(arguments.seed, lambda: Predictor(config))
     take_spread(network, recordings.training)
     parameters = TrainerParameters(
         steps=arguments.steps,
@@ -179,16 +177,14 @@ def run(arguments: argparse.Namespace) -> int:
     save_model(
         arguments.models / MODEL_NAME,
         network.state_dict(),
-        {
-            "kind": MODEL_NAME,
-            "architecture": config.to_card(),
+        training_card(
+            MODEL_NAME,
+            config.to_card(),
+            arguments,
+            data=recordings.data,
+            metrics={"held_out": result.metrics, "best_step": result.best_step},
             **encoder.to_card(),
-            "action_spec": spec.to_mapping(),
-            "data": recordings.data,
-            "seed": arguments.seed,
-            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-            "metrics": {"held_out": result.metrics, "best_step": result.best_step},
-            "licence": "Apache-2.0",
-        },
+            action_spec=spec.to_mapping(),
+        ),
     )
     return 0

@@ -8,7 +8,6 @@ on failures (linear, arXiv 2509.22643, eq. 7).
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.trainer import Batch, TrainerParameters, train
 from vla_reasoner_ros.training.value_groups import FAILURE_CAP
 from vla_reasoner_ros.training.vision_latents import (
@@ -139,9 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     recordings = load_recordings(arguments)
     encoder = recordings.encoder
     config = VisionValueConfig(encoder.layout, members=arguments.members, width=arguments.width)
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        network = VisionProgressNetwork(config)
+    network = initialised(arguments.seed, lambda: VisionProgressNetwork(config))
     states = np.concatenate([episode.states for episode in recordings.training])
     for buffer, values in zip(("state_mean", "state_std"), spread(states), strict=True):
         getattr(network, buffer).copy_(values)
@@ -168,15 +166,13 @@ def run(arguments: argparse.Namespace) -> int:
     save_model(
         arguments.models / MODEL_NAME,
         network.state_dict(),
-        {
-            "kind": MODEL_NAME,
-            "architecture": config.to_card(),
+        training_card(
+            MODEL_NAME,
+            config.to_card(),
+            arguments,
+            data=data,
+            metrics={"held_out": result.metrics, "best_step": result.best_step},
             **encoder.to_card(),
-            "data": data,
-            "seed": arguments.seed,
-            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-            "metrics": {"held_out": result.metrics, "best_step": result.best_step},
-            "licence": "Apache-2.0",
-        },
+        ),
     )
     return 0

@@ -8,7 +8,6 @@ encoder's errors. Imagining on from what was imagined keeps later steps consiste
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import ACTION_SPEC
 from vla_reasoner_ros.training.branches import MACRO_STEPS
+from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import (
     BranchLatents,
@@ -228,9 +228,7 @@ def run(arguments: argparse.Namespace) -> int:
     with first_alone():
         training, held_out, data = _sequences(arguments, encoder)
     config = DynamicsConfig(layout=encoder.layout, macro_steps=MACRO_STEPS)
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        network = DynamicsNetwork(config)
+    network = initialised(arguments.seed, lambda: DynamicsNetwork(config))
     parameters = trainer_parameters(arguments, bf16=False)
     result = train(
         network,
@@ -245,17 +243,15 @@ def run(arguments: argparse.Namespace) -> int:
     save_model(
         folder / MODEL_NAME,
         network.state_dict(),
-        {
-            "kind": MODEL_NAME,
-            "architecture": config.to_card(),
-            "encoder": encoder.fingerprint,
-            "action_spec": ACTION_SPEC.to_mapping(),
-            "data": data,
-            "seed": arguments.seed,
-            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
-            "metrics": {"held_out": result.metrics, "best_step": result.best_step},
-            "licence": "Apache-2.0",
-        },
+        training_card(
+            MODEL_NAME,
+            config.to_card(),
+            arguments,
+            data=data,
+            metrics={"held_out": result.metrics, "best_step": result.best_step},
+            encoder=encoder.fingerprint,
+            action_spec=ACTION_SPEC.to_mapping(),
+        ),
         half=True,
     )
     return 0
