@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rclpy.duration import Duration
@@ -83,19 +83,9 @@ class EpisodeRunner:
             start_ns = self._follow(record, timeout, show)
             if show:
                 self._await_pictures()
-        for statistics in self._statistics:
-            stamp_ns = to_nanoseconds(statistics.observation_stamp)
-            time_s = (stamp_ns - start_ns) / NANOSECONDS
-            if time_s > record.duration_s:  # decided while the last pictures were waited for
-                continue
-            record.decisions.append(
-                DecisionRecord(
-                    time_s,
-                    plain(statistics),
-                    self._trees.get(statistics.sequence),
-                    self._pictures.get(stamp_ns),
-                )
-            )
+        record.decisions += decisions_until(
+            record.duration_s, start_ns, self._statistics, self._trees, self._pictures
+        )
         record.rejections = self._rejected - self._rejected_before
         return record
 
@@ -214,3 +204,29 @@ def plain(message: Any) -> dict[str, Any]:
             continue
         fields[name] = value.tolist() if hasattr(value, "tolist") else value
     return fields
+
+
+def decisions_until(
+    end_s: float,
+    start_ns: int,
+    statistics: Sequence[SearchStatistics],
+    trees: Mapping[int, Mapping[str, Any]],
+    pictures: Mapping[int, bytes],
+) -> list[DecisionRecord]:
+    """The decisions of an episode; one that was made while its last pictures came is not.
+
+    Args:
+        end_s: how long the episode lasted, s.
+        start_ns: the stamp of its start.
+        statistics: of all decisions, in their order.
+        trees: sequence to the search's tree, as far as it was asked for.
+        pictures: stamp, ns, to the compressed picture, as far as it came.
+    """
+    found = []
+    for said in statistics:
+        stamp_ns = to_nanoseconds(said.observation_stamp)
+        time_s = (stamp_ns - start_ns) / NANOSECONDS
+        if time_s <= end_s:
+            tree, picture = trees.get(said.sequence), pictures.get(stamp_ns)
+            found.append(DecisionRecord(time_s, plain(said), tree, picture))
+    return found
