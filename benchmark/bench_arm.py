@@ -73,8 +73,14 @@ def validate(name: str, self_collision: bool) -> None:
     report(name, seconds, detail + (", self-collision" if self_collision else ""))
 
 
-def command() -> None:
-    """End-effector chunks from the message received to the message published, in closed loop."""
+def command(name: str, repeats: int, pause: float) -> None:
+    """End-effector chunks from the message received to the message published, in closed loop.
+
+    Args:
+        name: of the figure.
+        repeats: chunks.
+        pause: s between two, in which the processor forgets: chunks do not come one upon another.
+    """
     rclpy.init()
     node = rclpy.create_node("bench_arm")
     publisher = node.create_publisher(JointTrajectory, "joint_trajectory", qos.COMMAND)
@@ -90,9 +96,10 @@ def command() -> None:
         actions[:, :3] = 0.005 * np.array([np.cos(phase), np.sin(phase), 0.5 * np.cos(phase)])
         return chunk_to_message(ActionChunk(spec, actions, now, index + 21), now)
 
-    seconds = np.empty(REPEATS)
-    for index in range(-20, REPEATS):
+    seconds = np.empty(repeats)
+    for index in range(-20, repeats):
         received = message(index)
+        time.sleep(pause)
         begin = time.perf_counter()
         motion = executor.submit(chunk_from_message(received), now).commands.trajectory
         assert motion is not None
@@ -105,7 +112,7 @@ def command() -> None:
         executor.measured(now, state.position, state.velocity)
     rclpy.shutdown()
     detail = "8 end-effector displacements, from the message received to the message published"
-    report("arm.chunk_to_command_ms", seconds, detail)
+    report(name, seconds, detail + (f", {pause:g} s apart" if pause else ""))
 
 
 def memory() -> None:
@@ -140,7 +147,8 @@ def main() -> None:
     """Run the benchmarks of the arm controller."""
     validate("arm.validate_ms", self_collision=False)
     validate("arm.validate_collision_ms", self_collision=True)
-    command()
+    command("arm.chunk_to_command_ms", REPEATS, 0.0)
+    command("arm.chunk_to_command_paced_ms", REPEATS // 5, 0.1)
     memory()
 
 
