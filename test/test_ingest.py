@@ -1,3 +1,4 @@
+import contextlib
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.data.contract import contract_from, load_contract
 from vla_reasoner_ros.data.ingest import Ingest
-from vla_reasoner_ros.data.streams import BACKWARD_LIMIT
+from vla_reasoner_ros.data.streams import BACKWARD_LIMIT, StreamBuffer
 from vla_reasoner_ros.errors import ConfigurationError, ObservationError
 
 KINEMATICS = Kinematics(load_robot("fr3"))
@@ -379,6 +380,35 @@ def test_a_sender_whose_clock_was_set_back_is_believed_in_the_end():
             robot.joints(80.0 + k / 100, now=90.1)
     robot.joints(80.1, now=90.1)
     assert robot.ingest.statistics["joint_states"].dropped == {"backward": BACKWARD_LIMIT - 1}
+
+
+def test_a_reference_camera_whose_clock_was_set_back_is_believed_too():
+    """The first moment that it asks for is between two pictures that the wrist has given away."""
+    robot = Robot(contract(max_age=100.0))
+    for k in range(20):
+        robot.everything(1.0 + k / 10)
+    made = []
+    for k in range(20):
+        now = 3.0 + k / 10
+        robot.joints(now)
+        robot.joints(now + 0.01)
+        robot.picture("wrist", now)
+        with contextlib.suppress(ObservationError):  # not believed at first
+            made += robot.picture("agent", now - 0.57, now=now)
+    assert robot.ingest.moments["wrist missing"] == 1
+    assert [round(o.stamp_ns / SECOND, 2) for o in made][-3:] == [4.13, 4.23, 4.33]
+
+
+def test_a_stream_that_began_anew_keeps_its_pictures_when_an_older_one_is_settled():
+    limits = contract(max_age=100.0)
+    buffer = StreamBuffer("agent", limits.cameras["agent"])
+    buffer.push(ns(3.1), ns(3.1), limits, "old")
+    old = buffer.newest()
+    for k in range(BACKWARD_LIMIT + 2):
+        with contextlib.suppress(ObservationError):
+            buffer.push(ns(2.0 + k / 10), ns(3.1), limits, k)
+    buffer.settle(old)
+    assert [buffer.find(ns(at))[0].payload for at in (2.4, 2.5, 2.6)] == [4, 5, 6]
 
 
 def test_after_a_jump_back_everything_begins_anew_but_instruction_and_counts(warm):

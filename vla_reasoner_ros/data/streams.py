@@ -104,10 +104,16 @@ class StreamBuffer:
         return self._samples[-1]
 
     def find(self, moment_ns: int) -> tuple[Sample | None, bool]:
-        """The newest sample up to a moment, and whether no better one can come any more."""
+        """The newest sample up to a moment, and whether no better one can come any more.
+
+        There is none for a moment before those that were settled, as come when the clock of the
+        reference camera was set back.
+        """
         final = False
         for sample in reversed(self._samples):
             if sample.stamp_ns <= moment_ns:
+                if sample.payload is None:
+                    return None, True
                 return sample, final or sample.stamp_ns == moment_ns
             final = True
         return None, final
@@ -117,14 +123,16 @@ class StreamBuffer:
         return next((s for s in reversed(self._samples) if s.stamp_ns < sample.stamp_ns), None)
 
     def settle(self, sample: Sample) -> None:
-        """Forget what is older than a sample that a moment took: moments come in their order.
+        """Forget what came before a sample that a moment took: moments come in their order.
 
         The one before it stays for its stamp and what it measured; of pictures the stamp alone.
         """
         samples = self._samples
-        while len(samples) > 1 and samples[1].stamp_ns < sample.stamp_ns:
+        if not any(kept is sample for kept in samples):
+            return  # the stream began anew after it
+        while samples[0] is not sample and samples[1] is not sample:
             samples.popleft()
-        if isinstance(self.stream, CameraStream) and samples[0].stamp_ns < sample.stamp_ns:
+        if isinstance(self.stream, CameraStream) and samples[0] is not sample:
             samples[0].payload = None
 
     def clear(self) -> None:
