@@ -145,6 +145,8 @@ def test_a_recording_of_a_running_graph_replays(tmp_path, monkeypatch):
         assert time.monotonic() < end, f"{made[0].messages} of {len(waiting)} were recorded"
         if not all(p.get_subscription_count() for _, p in publishers.values()):
             return False
+        if made[0].messages < 2:
+            return False  # beside the parameters: what was latched comes in its own time
         for topic, _, message in waiting[sent : sent + 1]:
             publish(topic, message)
         sent += 1
