@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 
 import numpy as np
 
@@ -41,31 +42,34 @@ def demonstrate(world: World, task: str, seed: int) -> tuple[FloatArray, FloatAr
 
 def pass_through(
     world: World, actions: FloatArray, joints: FloatArray
-) -> tuple[list[float], list[str]]:
-    """The stretch of every chunk that is taken, and the reason of every one that is refused."""
+) -> tuple[list[float], list[str], list[float]]:
+    """Stretch of every chunk that is taken, reason of every one that is refused, time of all, s."""
     values = {"enable_control": True, "motion.settle_time": 0.0}
     executor = ChunkExecutor(build(ControlParameters, values))
     now = 1_000_000_000
     stretches: list[float] = []
     refusals: list[str] = []
+    seconds: list[float] = []
     executor.measured(now, joints, np.zeros(7))
     for first in range(0, len(actions), EXECUTED):
         rows = actions[first : first + HORIZON]
         if len(rows) < HORIZON:
             still = np.concatenate([np.zeros(6), rows[-1, 6:]])
             rows = np.concatenate([rows, np.tile(still, (HORIZON - len(rows), 1))])
+        chunk = ActionChunk(world.action_spec, rows, now, first + 1)
+        begin = time.perf_counter()
         try:
-            accepted = executor.submit(ActionChunk(world.action_spec, rows, now, first + 1), now)
-            stretches.append(accepted.stretch)
+            stretches.append(executor.submit(chunk, now).stretch)
         except ChunkRejected as rejection:
             refusals.append(str(rejection))
+        seconds.append(time.perf_counter() - begin)
         for _ in range(round(EXECUTED * world.action_spec.dt * 1e9) // STEP_NS):
             now += STEP_NS
             state = executor.commanded(now)
             assert state is not None
             executor.measured(now, state.position, state.velocity)
             executor.tick(now)
-    return stretches, refusals
+    return stretches, refusals, seconds
 
 
 def main() -> None:
@@ -77,22 +81,28 @@ def main() -> None:
     first = require_seed(arguments.seed_start, "evaluation")
     world = World()
     stretches: list[float] = []
+    seconds: list[float] = []
     refused = 0
     for task in TASKS:
         for seed in range(first, first + arguments.seeds):
-            taken, refusals = pass_through(world, *demonstrate(world, task, seed))
+            taken, refusals, took = pass_through(world, *demonstrate(world, task, seed))
             for reason in refusals:
                 print(json.dumps({"task": task, "seed": seed, "refused": reason}), flush=True)
             stretches, refused = stretches + taken, refused + len(refusals)
+            seconds += took
     made = len(stretches) + refused
+    detail = f"experts' chunks, {len(TASKS)} tasks, {arguments.seeds} seeds from {first}"
     unchanged = sum(stretch <= 1.0 + ON_TIME for stretch in stretches)
     for name, count in (
         ("arm.clean_chunks_taken", len(stretches)),
         ("arm.clean_chunks_unchanged", unchanged),
     ):
         line = {"name": name, "value": round(count / made, 4), "unit": "share", "n": made}
-        detail = f"experts' chunks, {len(TASKS)} tasks, {arguments.seeds} seeds from {first}"
         print(json.dumps({**line, "detail": detail + f", largest stretch {max(stretches):.6f}"}))
+    for suffix, percent in (("", 50), ("_p99", 99)):
+        value = round(1e3 * float(np.percentile(seconds, percent)), 3)
+        line = {"name": f"arm.clean_submit_ms{suffix}", "value": value, "unit": "ms", "n": made}
+        print(json.dumps({**line, "detail": f"chunk received to motion made; {detail}"}))
     world.close()
 
 
