@@ -25,9 +25,8 @@ stop, to let its threads go and to leave the middleware. One that takes longer i
 
 
 SWITCH_INTERVAL_S = 1e-4
-"""Seconds after which a thread lets another one run Python. A message goes through three threads of
-the executor; with Python's own 5 ms it waits for one that makes the next wait set, longer than for
-its callback."""
+"""Seconds after which a thread lets another one run Python. With Python's own 5 ms the thread that
+takes messages waits that long for the pool, or for a model that computes: longer than it works."""
 
 
 class _Undisturbed(Executor):
