@@ -1,7 +1,7 @@
 """Two 640x480 cameras, joint states and an arm for the real nodes: the load of the ROS benchmarks.
 
-The arm is the model of the simulator's joint trajectory controller, so that the arm controller sees
-joint states that follow what it commands.
+Arm, things and what the cameras see are simulated (:mod:`benchmark.ros_cell`), so that the nodes do
+what they do on an arm at work.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ import numpy as np
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_reasoner_ros.control.robots import load_robot
+from benchmark.ros_cell import LARGE, Cell
 from vla_reasoner_ros.msg import ActionChunk, ControllerStatus, Observation, SearchStatistics
-from vla_reasoner_ros.policies.small_vla import SmallVla
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import header
 from vla_reasoner_ros.ros.graph import ACTIVATE, CONFIGURE, GraphClient
 from vla_reasoner_ros.ros.processes import NodeProcess, ProcessGraph
-from vla_reasoner_ros.ros.simulation import trajectory_from_message
+from vla_reasoner_ros.ros.simulation import joints_to_message, trajectory_from_message
 from vla_reasoner_ros.ros.spinning import SWITCH_INTERVAL_S
-from vla_reasoner_ros.sim.joint_trajectory_controller import JointTrajectoryController
 
 CAMERAS = ("wrist", "agent")
 FINGERS = ("fr3_finger_joint1", "fr3_finger_joint2")
@@ -43,7 +41,6 @@ QUEUE = 60
 SETTLED_S = 3.0
 """Seconds without news after which no picture is under way: three reports of the diagnostics."""
 PATIENCE_S = 60.0
-HEIGHT, WIDTH = 480, 640
 CONTRACT = {
     "robot": "fr3",
     "reference": "agent",
@@ -93,6 +90,7 @@ class Load:
     Attributes:
         heard: everything that the nodes said.
         sent: frames sent of each camera.
+        refused: trajectories that the arm's driver refused.
     """
 
     def __init__(self, folder: Path, world_model: str = "none") -> None:
@@ -110,9 +108,8 @@ class Load:
         self.client = GraphClient(self.graph, "load")
         self.heard = Heard()
         self.sent = 0
-        self._robot = load_robot("fr3")
-        self._lock = threading.Lock()
-        self._arm: JointTrajectoryController | None = None
+        self.refused = 0
+        self._cell: Cell | None = None
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
         self._connect()
@@ -130,6 +127,7 @@ class Load:
             (SearchStatistics, "search_statistics", self._decided, qos.STATE),
             (ActionChunk, "action_chunk", self._planned, qos.COMMAND),
             (JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND),
+            (Float64, "gripper_command", self._gripped, qos.COMMAND),
             (ControllerStatus, "arm_controller_node/status", self._told, qos.STATE),
             (DiagnosticArray, "/diagnostics", self._diagnosed, qos.DIAGNOSTICS),
         ):
@@ -143,10 +141,8 @@ class Load:
         self.client.wait(
             lambda: all(p.get_subscription_count() for p in publishers), 60.0, "the connections"
         )
-        self._instruction.publish(String(data=SmallVla().spec.example_instruction))
-        self._arm = JointTrajectoryController(
-            self._robot.joint_names, self._robot.limits, self._robot.home, self._now_ns()
-        )
+        self._cell = Cell(self._now_ns())
+        self._instruction.publish(String(data=self._cell.world.instruction))
         sys.setswitchinterval(SWITCH_INTERVAL_S)  # cameras and drivers are processes of their own
         for name in NODES:
             self.client.change(name, ACTIVATE)
@@ -185,37 +181,32 @@ class Load:
             self._ending.wait(max(0.0, due - time.monotonic()))
 
     def _send_images(self) -> None:
-        stamp = header(self._now_ns())
-        # A frozen camera is refused, so that no two pictures are alike.
-        picture = np.full((HEIGHT, WIDTH, 3), self.sent % 200 + 20, dtype=np.uint8)
-        data = array.array("B", picture.tobytes())
-        for publisher in self._images.values():
-            publisher.publish(
-                Image(
-                    header=stamp,
-                    height=HEIGHT,
-                    width=WIDTH,
-                    encoding="rgb8",
-                    step=3 * WIDTH,
-                    data=data,
-                )
+        assert self._cell is not None
+        height, width = LARGE
+        pictures = [self._cell.picture(camera) for camera in CAMERAS]
+        messages = [
+            Image(
+                height=height,
+                width=width,
+                encoding="rgb8",
+                step=3 * width,
+                data=array.array("B", picture.tobytes()),
             )
+            for picture in pictures
+        ]
+        stamp = header(self._now_ns())
+        for message, publisher in zip(messages, self._images.values(), strict=True):
+            message.header = stamp
+            publisher.publish(message)
         self.sent += 1
 
     def _send_joints(self) -> None:
+        assert self._cell is not None
         now_ns = self._now_ns()
-        with self._lock:
-            assert self._arm is not None
-            self._arm.advance(now_ns)
-            state = self._arm.state
-        self._joints.publish(
-            JointState(
-                header=header(now_ns),
-                name=[*self._robot.joint_names, *FINGERS],
-                position=[*state.position.tolist(), 0.04, 0.04],
-                velocity=[*state.velocity.tolist(), 0.0, 0.0],
-            )
-        )
+        with self._cell.lock:
+            self._cell.advance(now_ns)
+            message = joints_to_message(self._cell.world, FINGERS, now_ns)
+        self._joints.publish(message)
 
     def _observed(self, message: Observation) -> None:
         self.heard.observations.append((to_nanoseconds(message.header.stamp), self._now_ns()))
@@ -230,11 +221,16 @@ class Load:
         self.heard.sent.setdefault(message.sequence, to_nanoseconds(message.header.stamp))
 
     def _commanded(self, message: JointTrajectory) -> None:
-        now_ns = self._now_ns()
-        with self._lock:
-            assert self._arm is not None
-            self._arm.advance(now_ns)
-            self._arm.accept(trajectory_from_message(message, 0))
+        assert self._cell is not None
+        with self._cell.lock:
+            self._cell.advance(self._now_ns())
+            trajectory = trajectory_from_message(message, self._cell.start_ns)
+            self.refused += self._cell.world.controller.accept(trajectory) is not None
+
+    def _gripped(self, message: Float64) -> None:
+        assert self._cell is not None
+        with self._cell.lock:
+            self._cell.world.command_gripper(message.data)
 
     def _diagnosed(self, message: DiagnosticArray) -> None:
         self.heard.reports += any(s.name.startswith("camera_node") for s in message.status)

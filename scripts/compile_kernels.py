@@ -1,4 +1,4 @@
-"""Compiles the kernels of search, priors and simulator once, so that no first decision waits.
+"""Compiles all kernels once, so that neither the first decision nor the first motion waits.
 
 ``make setup`` runs it after the build. Numba keeps what it compiles beside the modules, here those
 of the installed package; a source tree beside it gets a copy.
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import vla_reasoner_ros
 from vla_reasoner_ros.components import ComponentParameters, load_components
+from vla_reasoner_ros.control import spline
+from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.kernels import compiled
 from vla_reasoner_ros.planner import warm_up
 from vla_reasoner_ros.reasoner import Reasoner
@@ -20,7 +22,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "vla_reasoner_ros"
 
 
 def main() -> None:
-    """Decide once with each world model, then share what was compiled."""
+    """Decide once with each world model, plan a motion, then share what was compiled."""
     installed = Path(vla_reasoner_ros.__file__).parent
     for world_model in ("simulator", "latent"):
         parts = load_components(ComponentParameters(world_model=world_model))
@@ -28,6 +30,7 @@ def main() -> None:
             parts.policy, parts.world_model, parts.value, parts.prior, SearchParameters()
         )
         warm_up(reasoner, parts.policy, parts.world_model)
+    spline.compile_kernels(load_robot("fr3").limits)
     if installed != SOURCE:
         for path in compiled(installed):
             target = SOURCE / path.relative_to(installed)

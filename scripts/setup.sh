@@ -123,12 +123,12 @@ build_package() {
 }
 
 kernel_hash() {
-  { environment_hash; cat vla_reasoner_ros/{priors,search,sim,values,world_models}/*.py \
+  { environment_hash; cat vla_reasoner_ros/{control,priors,search,sim,values,world_models}/*.py \
     vla_reasoner_ros/{dense_kernels,kernels,perceptron}.py; } | sha256sum
 }
 
 compile_kernels() { # so that no first decision has to; without them it is slower, no more
-  say "Kernels of search and simulator (Numba)"
+  say "Kernels of search, control and simulator (Numba)"
   # shellcheck disable=SC1091
   set +u; source scripts/environment.sh; set -u
   local script="$PWD/scripts/compile_kernels.py"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vla_reasoner_ros.kernels import compiled, forget_stale
+from vla_reasoner_ros.kernels import STAMP, compiled, forget_stale
 
 INNER = """
 from vla_reasoner_ros.kernels import kernel
@@ -61,6 +61,21 @@ def test_what_was_compiled_from_these_sources_is_kept(package):
     (package / "plain.py").write_text("x = 2\n")
     assert not forget_stale(package)
     assert kept.exists()
+
+
+def test_the_stamp_of_another_tree_says_nothing(package, tmp_path):
+    forget_stale(package)
+    stamp = package / "__pycache__" / STAMP
+    elsewhere = tmp_path / "elsewhere"
+    stamp.rename(elsewhere)
+    stamp.symlink_to(elsewhere)
+    before = elsewhere.read_text()
+    (package / "__pycache__" / "inner.inner-5.py311.1.nbc").touch()
+    assert forget_stale(package)
+    assert compiled(package) == [stamp]
+    assert not stamp.is_symlink()
+    assert elsewhere.read_text() == before
+    assert not forget_stale(package)
 
 
 def test_the_link_of_a_module_that_is_gone_does_no_harm(package):

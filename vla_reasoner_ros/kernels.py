@@ -44,7 +44,8 @@ def forget_stale(package: Path) -> bool:
         if any(mark in source for mark in _MARKS):
             digest.update(path.relative_to(package).as_posix().encode() + source)
     stamp = package / "__pycache__" / STAMP
-    if stamp.exists() and stamp.read_text() == digest.hexdigest():
+    # A symlinked build links the stamp of the source tree, which says nothing of what is kept here.
+    if stamp.exists() and not stamp.is_symlink() and stamp.read_text() == digest.hexdigest():
         return False
     try:
         for path in compiled(package):

@@ -11,12 +11,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError, ObservationError
+
+if TYPE_CHECKING:  # a decision carries what the search says; the search knows nothing of decisions
+    from vla_reasoner_ros.search.statistics import SearchStatistics, TreeSnapshot
 
 FloatArray = NDArray[np.float64]
 
@@ -314,5 +317,5 @@ class Decision:
 
     chunk: ActionChunk
     policy_chunk: ActionChunk | None
-    statistics: Any
-    tree: Any = None
+    statistics: SearchStatistics
+    tree: TreeSnapshot | None = None

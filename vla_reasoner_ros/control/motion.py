@@ -10,7 +10,11 @@ from vla_reasoner_ros.control.collision import SelfCollision
 from vla_reasoner_ros.control.kinematics import Kinematics, table_model
 from vla_reasoner_ros.control.parameters import MotionParameters
 from vla_reasoner_ros.control.robots import JointLimits, Robot, Workspace
-from vla_reasoner_ros.control.spline import TimedSpline, limited_spline_to_rest
+from vla_reasoner_ros.control.spline import (
+    TimedSpline,
+    compile_kernels,
+    limited_spline_to_rest,
+)
 from vla_reasoner_ros.control.stopping import brake, ease_out, ease_to, move_to
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.control.validator import (
@@ -57,6 +61,7 @@ class MotionPlanner:
         self._robot = robot
         self._kinematics = kinematics
         self._collision = SelfCollision(robot, table_model(robot))
+        compile_kernels(robot.limits)
         self.set_parameters(parameters)
 
     def set_parameters(self, parameters: MotionParameters) -> None:
