@@ -16,7 +16,7 @@ from vla_reasoner_ros.search.statistics import Status
 from vla_reasoner_ros.types import ActionSpec, Decision, Observation
 
 FELL_BACK = (Status.DEADLINE, Status.POLICY, Status.HOLD)
-_COPIED = (
+COPIED = (
     "sequence",
     "fallback_reason",
     "margin_required",
@@ -89,7 +89,7 @@ def decision_row(
         return float(number) if searched and math.isfinite(number) else None
 
     return {
-        **{name: getattr(said, name) for name in _COPIED},
+        **{name: getattr(said, name) for name in COPIED},
         "episode": around.episode,
         "stamp_ns": observation.stamp_ns,
         "time_s": (observation.stamp_ns - around.first_ns) * 1e-9,

@@ -15,6 +15,7 @@ from vla_reasoner_ros.data.images import encode_jpeg
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation.page.moments import Moment, Recording
 from vla_reasoner_ros.evaluation.replay_record import Replay, Row
+from vla_reasoner_ros.evaluation.replay_rows import COPIED
 from vla_reasoner_ros.evaluation.views import RerunLog, annotated
 from vla_reasoner_ros.search.lines import imagined_paths
 from vla_reasoner_ros.search.statistics import Status, TreeSnapshot
@@ -22,32 +23,7 @@ from vla_reasoner_ros.search.statistics import Status, TreeSnapshot
 JPEG_QUALITY = 80
 PICTURE_HEIGHT = 480
 TREE_FIELDS = ("parents", "visits", "values", "leaf_values", "priors", "origins", "ee_positions")
-_SAME = (
-    "sequence",
-    "fallback_reason",
-    "seed",
-    "deadline_missed",
-    "stage_ms",
-    "simulations",
-    "simulations_budget",
-    "world_model_calls",
-    "nodes",
-    "pruned",
-    "mean_depth",
-    "root_entropy",
-    "candidate_ids",
-    "candidate_visits",
-    "candidate_values",
-    "candidate_priors",
-    "candidate_origins",
-    "chosen_id",
-    "margin_required",
-    "deviated",
-    "alpha",
-    "gate",
-    "drift_tripped",
-    "tree_reused",
-)
+_SAME = (*COPIED, "deadline_missed", "stage_ms")
 _RENAMED = {
     "budget_ms": "deadline_ms",
     "time_ms": "decision_ms",
