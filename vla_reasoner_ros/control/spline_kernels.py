@@ -14,6 +14,8 @@ from vla_reasoner_ros.types import FloatArray
 
 SPEED_SAMPLES = 12
 """Times in an interval, ends included, at which its speed is looked at."""
+SHORTEST = 1e-12
+"""Of the mean interval: of shorter ones, as of 0 or no number, nothing is computed."""
 STOPPED = 1e-9
 """rad/s, a velocity limit that is as good as none left."""
 
@@ -123,10 +125,10 @@ def _least_jerk(
     """
     positions = knots[0]
     last, joints = positions.shape[0] - 1, positions.shape[1]
-    if not intervals.min() > 0.0:
+    scale = intervals.mean()
+    if not intervals.min() > SHORTEST * scale:
         knots[1:] = np.nan
         return
-    scale = intervals.mean()
     h = intervals / scale
     # By knot, elimination leaves x_k = y_k - upper_k x_{k+1}, with x = (u, w) and x_last = 0.
     upper = np.zeros((last, 2, 2))
