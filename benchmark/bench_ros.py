@@ -44,6 +44,7 @@ def main() -> None:
             load.stop()
         detail = f"two 640x480 cameras at 30 Hz for {options.seconds:g} s"
         report("frames_lost", load.frames_lost(), "1", 2 * load.sent, detail)
+        report("trajectories_refused", load.refused, "1", len(load.heard.sent), detail)
         percentiles(
             "image_to_observation_ms",
             load.image_to_observation_ms(),

@@ -18,8 +18,6 @@ from vla_reasoner_ros.sim.world import World
 TASK = "lift_green"
 SCENE_NS = 8_000_000_000
 """So long lie the things as they are, before they lie as in another episode."""
-STEP_NS = 2_500_000
-"""The world's physics step."""
 SMALL = (96, 128)
 LARGE = (480, 640)
 NOISE = 2
@@ -52,8 +50,9 @@ class Cell:
         """Let time pass until now; every ``SCENE_NS`` the things lie elsewhere."""
         with self.lock:
             time_ns = now_ns - self.start_ns
-            steps = max(0, (time_ns - self.world.time_ns) // STEP_NS)
-            self.world.advance(steps * STEP_NS / 1e9)
+            step_s = self.world.model.opt.timestep
+            steps = max(0, int((time_ns - self.world.time_ns) * 1e-9 / step_s))
+            self.world.advance(steps * step_s)
             if time_ns // SCENE_NS > self._scene:
                 self._scene = time_ns // SCENE_NS
                 self._rearrange()

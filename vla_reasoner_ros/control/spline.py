@@ -61,38 +61,26 @@ def spline_to_rest(
     return JointTrajectory(joint_names, times, *knots)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """A spline that may break limits.
-
-    Attributes:
-        times: (N + 1,) s, of the knots.
-        knots: (3, N + 1, J) position, velocity and acceleration.
-        excess: (N,) by how much each interval is too short: above 1 where a limit breaks in it.
-    """
-
-    times: FloatArray
-    knots: FloatArray
-    excess: FloatArray
-
-    @property
-    def duration(self) -> float:
-        """Seconds from the first knot to the last."""
-        return float(self.times[-1])
-
-
 class _Trials:
-    """Splines from one start, judged by the same limits."""
+    """Splines from one start that may break limits, and by how much they do."""
 
-    def __init__(self, start: MotionState, limits: JointLimits) -> None:
+    def __init__(
+        self, joint_names: tuple[str, ...], start: MotionState, limits: JointLimits
+    ) -> None:
+        self._joint_names = joint_names
         self._start = np.array([start.position, start.velocity, start.acceleration])
         self._limits = np.array([limits.velocity, limits.acceleration, limits.jerk])
         self._envelope = np.empty((0, len(limits.velocity)))
         if (e := limits.velocity_envelope) is not None:
             self._envelope = np.array([e.offset, e.gain, e.position_min, e.position_max])
 
-    def make(self, waypoints: FloatArray, intervals: FloatArray, kick: bool) -> _Trial:
-        """The spline of least jerk, or the one whose acceleration changes quickly at the start."""
+    def make(
+        self, waypoints: FloatArray, intervals: FloatArray, kick: bool
+    ) -> tuple[JointTrajectory, FloatArray]:
+        """The spline of least jerk, or the one whose acceleration changes quickly at the start.
+
+        With it, (N,), by how much each interval is too short: above 1 where a limit breaks in it.
+        """
         if kick:
             times, knots = kicked_spline_knots(
                 self._start,
@@ -104,7 +92,8 @@ class _Trials:
             )
         else:
             times, knots = spline_knots(self._start, waypoints, intervals)
-        return _Trial(times, knots, interval_excess(times, knots, self._limits, self._envelope))
+        excess = interval_excess(times, knots, self._limits, self._envelope)
+        return JointTrajectory(self._joint_names, times, *knots), excess
 
 
 @dataclass(frozen=True)
@@ -128,7 +117,7 @@ class TimedSpline:
 def compile_kernels(limits: JointLimits) -> None:
     """Compile what is not compiled yet, so that no motion has to wait for it."""
     still = np.zeros_like(limits.velocity)
-    trials = _Trials(MotionState.at_rest(still), limits)
+    trials = _Trials((), MotionState.at_rest(still), limits)
     for kick in (False, True):
         trials.make(np.array([still, still]), np.ones(2), kick)
 
@@ -164,15 +153,14 @@ def limited_spline_to_rest(
         TrajectoryError: more time does not help, or it takes more than ``max_duration``; the
             joint, the limit, the time and the value are named.
     """
-    trials = _Trials(start, limits)
+    trials = _Trials(joint_names, start, limits)
     waypoints = np.array(waypoints, dtype=np.float64, order="C")
     asked = np.array(intervals, dtype=np.float64)
     intervals = asked.copy()
-    best: _Trial | None = None
+    best: JointTrajectory | None = None
     kick, blended, catch_ups = False, False, 0
     for _ in range(STRETCH_ITERATIONS):
-        trial = trials.make(waypoints, intervals, kick)
-        excess = trial.excess
+        trajectory, excess = trials.make(waypoints, intervals, kick)
         if not np.isfinite(excess).all():
             break
         if kick:
@@ -181,8 +169,8 @@ def limited_spline_to_rest(
             kick = True
             continue
         if np.all(excess <= 1.0):
-            if best is None or trial.duration < best.duration:
-                best = trial
+            if best is None or trajectory.duration < best.duration:
+                best = trajectory
             if best.duration <= asked.sum() + ON_TIME or catch_ups == CATCH_UPS:
                 break
             catch_ups += 1
@@ -192,35 +180,31 @@ def limited_spline_to_rest(
             blended = True
             passing = _passing(trials, waypoints, asked, blend)
             if passing is not None:
-                times = passing.times[1 - len(waypoints) :]
-                motion = JointTrajectory(joint_names, passing.times, *passing.knots)
-                return TimedSpline(motion, np.concatenate([asked[:1], times]))
+                later = passing.times[1 - len(waypoints) :]
+                return TimedSpline(passing, np.concatenate([asked[:1], later]))
         intervals *= np.where(excess > 1.0, np.clip(1.01 * excess, 1.0, STRETCH_STEP), 1.0)
         if intervals.sum() > max_duration:
             break
     if best is not None:
-        motion = JointTrajectory(joint_names, best.times, *best.knots)
-        return TimedSpline(motion, best.times[-len(waypoints) :])
-    motion = JointTrajectory(joint_names, trial.times, *trial.knots)
+        return TimedSpline(best, best.times[-len(waypoints) :])
     raise TrajectoryError(
-        f"{_worst(motion, limits)}; a motion of {motion.duration:.2f} s does not help, "
+        f"{_worst(trajectory, limits)}; a motion of {trajectory.duration:.2f} s does not help, "
         f"allowed are {max_duration:.2f} s"
     )
 
 
 def _passing(
     trials: _Trials, waypoints: FloatArray, intervals: FloatArray, blend: float
-) -> _Trial | None:
+) -> JointTrajectory | None:
     """A spline that only comes near the first waypoint; None where that does not help."""
     if len(waypoints) < 2 or blend <= 0.0:
         return None
     merged = np.concatenate([[intervals[0] + intervals[1]], intervals[2:]])
     for kick in (False, True):
-        trial = trials.make(waypoints[1:], merged, kick)
-        if np.all(trial.excess <= 1.0):
-            motion = JointTrajectory((), trial.times, *trial.knots)
-            passed = motion.sample(float(intervals[0])).position
-            return trial if np.abs(passed - waypoints[0]).max() <= blend else None
+        trajectory, excess = trials.make(waypoints[1:], merged, kick)
+        if np.all(excess <= 1.0):
+            passed = trajectory.sample(float(intervals[0])).position
+            return trajectory if np.abs(passed - waypoints[0]).max() <= blend else None
     return None
 
 
