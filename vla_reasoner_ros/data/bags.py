@@ -19,7 +19,6 @@ from typing import Any
 
 import yaml
 from rosbags.interfaces import MessageDefinition, MessageDefinitionFormat
-from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -27,7 +26,7 @@ from vla_reasoner_ros.data.bag_files import STORAGES, BagFile, BagMessage, Topic
 from vla_reasoner_ros.data.bag_metadata import METADATA, load_metadata
 from vla_reasoner_ros.data.bag_writer import BagWriter
 from vla_reasoner_ros.data.mcap_scan import zstd
-from vla_reasoner_ros.data.message_types import standard_types
+from vla_reasoner_ros.data.message_types import deserialize, standard_types
 from vla_reasoner_ros.errors import BagError
 
 __all__ = ["STORAGES", "BagMessage", "BagReader", "BagWriter", "Topic"]
@@ -137,13 +136,8 @@ class BagReader:
             BagError: its type is not known, or its bytes are not of that type.
         """
         store = self._stores.get(message.type) or self._store(message)
-        data = memoryview(message.data)  # of bytes, rosbags would make a copy
         try:
-            try:
-                return store.deserialize_cdr(data, message.type)
-            except SerdeError:
-                # Fast DDS aligns the elements of an empty sequence at the end: four bytes too many.
-                return store.deserialize_cdr(data[:-4], message.type)
+            return deserialize(message.type, message.data, store)
         except Exception as error:  # whatever rosbags says of wrong bytes
             raise BagError(
                 f"{message.topic}: the message recorded at {message.time_ns} ns is no "

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rosbags.interfaces import Nodetype
+from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -62,10 +63,30 @@ def serialize(type_name: str, values: Mapping[str, Any] | Any) -> bytes:
     return bytes(standard_types().serialize_cdr(message, type_name))
 
 
+def deserialize(type_name: str, data: bytes, store: Typestore | None = None) -> Any:
+    """A message from its CDR; arrays of numbers are views of ``data``.
+
+    Args:
+        type_name: as in ``sensor_msgs/msg/Image``.
+        data: the bytes.
+        store: of the type; None is :func:`standard_types`.
+
+    Raises:
+        Exception: rosbags names many kinds of wrong bytes, none of them in a class for all.
+    """
+    store = standard_types() if store is None else store
+    view = memoryview(data)  # of bytes, rosbags would make a copy
+    try:
+        return store.deserialize_cdr(view, type_name)
+    except SerdeError:
+        # Fast DDS aligns the elements of an empty sequence at the end: four bytes too many.
+        return store.deserialize_cdr(view[:-4], type_name)
+
+
 def prepare(type_names: Iterable[str]) -> None:
     """Make the code that reads and writes these types now, and not at their first message."""
     for type_name in type_names:
-        standard_types().deserialize_cdr(serialize(type_name, {}), type_name)
+        deserialize(type_name, serialize(type_name, {}))
 
 
 def to_nanoseconds(stamp: Any) -> int:

@@ -15,7 +15,6 @@ import numpy as np
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Point, Pose, Quaternion
 from numpy.typing import NDArray
-from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
@@ -23,8 +22,9 @@ from trajectory_msgs.msg import JointTrajectoryPoint
 
 from vla_reasoner_ros.control.executor import ControllerState, ExecutorStatus
 from vla_reasoner_ros.control.trajectory import JointTrajectory
-from vla_reasoner_ros.data.images import ENCODINGS, decode_compressed, decode_image, encode_jpeg
+from vla_reasoner_ros.data.images import DECODERS, ENCODINGS, encode_jpeg
 from vla_reasoner_ros.data.joints import JointLayout
+from vla_reasoner_ros.data.message_types import deserialize
 from vla_reasoner_ros.data.messages import SOURCES
 from vla_reasoner_ros.data.messages import chunk_from_message as chunk_from_message
 from vla_reasoner_ros.data.messages import observation_from_message as observation_from_message
@@ -42,6 +42,7 @@ from vla_reasoner_ros.types import (
 
 _CDR_LITTLE_ENDIAN = 1
 _IMAGE_TYPES = {"image": Image, "compressed": CompressedImage}
+_IMAGE_TYPE_NAMES = {word: f"sensor_msgs/msg/{t.__name__}" for word, t in _IMAGE_TYPES.items()}
 
 
 def header(stamp_ns: int, frame: str = "") -> Header:
@@ -57,32 +58,39 @@ def image_type(word: str) -> type:
     return _IMAGE_TYPES[word]
 
 
-def image_from_message(message: Image | CompressedImage, topic: str) -> NDArray[np.uint8]:
-    """RGB pixels of an image message.
+def image_from_bytes(data: bytes, word: str, topic: str) -> NDArray[np.uint8]:
+    """RGB pixels of a serialized image message.
 
     Encodings that are not in :data:`vla_reasoner_ros.data.images.ENCODINGS` are left to cv_bridge
-    where ROS 2's is installed.
+    where ROS 2's is installed. rosbags reads the message, as a view of the bytes: rclpy would copy
+    a picture twice, which takes longer than all else that is done with it.
 
     Args:
-        message: the image.
+        data: the serialized message (CDR), as a raw subscription gives it.
+        word: ``image`` or ``compressed``.
         topic: for the error text.
 
     Returns:
-        (H, W, 3) uint8, RGB.
+        (H, W, 3) uint8, RGB; it may be a view of ``data``, which cannot be written.
 
     Raises:
         ObservationError: it cannot be decoded; see the decoders in ``data/images.py``.
     """
-    if isinstance(message, CompressedImage):
-        return decode_compressed(message, topic)
-    if message.encoding not in ENCODINGS and message.height and message.width:
+    type_name = _IMAGE_TYPE_NAMES[word]
+    try:
+        message = deserialize(type_name, data)
+    except Exception as error:  # whatever rosbags says of wrong bytes
+        raise ObservationError(
+            f"{topic}: message of {len(data)} bytes is no {type_name}: {error or repr(error)}"
+        ) from error
+    if word == "image" and message.encoding not in ENCODINGS and message.height and message.width:
         image = _by_cv_bridge(message, topic)
         if image is not None:
             return image
-    return decode_image(message, topic)
+    return DECODERS[word](message, topic)
 
 
-def _by_cv_bridge(message: Image, topic: str) -> NDArray[np.uint8] | None:
+def _by_cv_bridge(message: Any, topic: str) -> NDArray[np.uint8] | None:
     try:
         from cv_bridge import CvBridge
     except ImportError:
@@ -100,17 +108,6 @@ def _by_cv_bridge(message: Image, topic: str) -> NDArray[np.uint8] | None:
             f"{message.encoding}: expected an image of {expected}, got {image.shape}"
         )
     return image
-
-
-def image_from_bytes(data: bytes, word: str, topic: str) -> NDArray[np.uint8]:
-    """RGB pixels of a serialized image message; see :func:`image_from_message`.
-
-    Args:
-        data: the serialized message (CDR), as a raw subscription gives it.
-        word: ``image`` or ``compressed``.
-        topic: for the error text.
-    """
-    return image_from_message(deserialize_message(data, image_type(word)), topic)
 
 
 def stamp_from_bytes(data: bytes, topic: str) -> int:
