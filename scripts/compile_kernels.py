@@ -11,7 +11,9 @@ from pathlib import Path
 
 import vla_reasoner_ros
 from vla_reasoner_ros.components import ComponentParameters, load_components
-from vla_reasoner_ros.control import spline
+from vla_reasoner_ros.control.kinematics import Kinematics
+from vla_reasoner_ros.control.motion import MotionPlanner
+from vla_reasoner_ros.control.parameters import MotionParameters
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.kernels import compiled
 from vla_reasoner_ros.planner import warm_up
@@ -30,7 +32,8 @@ def main() -> None:
             parts.policy, parts.world_model, parts.value, parts.prior, SearchParameters()
         )
         warm_up(reasoner, parts.policy, parts.world_model)
-    spline.compile_kernels(load_robot("fr3").limits)
+    robot = load_robot("fr3")
+    MotionPlanner(robot, Kinematics(robot), MotionParameters())
     if installed != SOURCE:
         for path in compiled(installed):
             target = SOURCE / path.relative_to(installed)

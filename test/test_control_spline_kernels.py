@@ -2,16 +2,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_reasoner_ros.control.kinematics import Kinematics
-from vla_reasoner_ros.control.motion import MotionPlanner
-from vla_reasoner_ros.control.parameters import MotionParameters
 from vla_reasoner_ros.control.robots import load_robot
 from vla_reasoner_ros.control.spline_kernels import (
     interval_excess,
     kicked_spline_knots,
     spline_knots,
 )
-from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
+from vla_reasoner_ros.control.trajectory import JointTrajectory
 
 FULL = load_robot("fr3", "full")
 LIMITS = FULL.limits
@@ -106,18 +103,3 @@ def test_what_cannot_be_computed_is_not_a_number():
     times, knots = spline_knots(start, waypoints, intervals)
     times[2] = times[1]
     assert np.isnan(interval_excess(times, knots, BOUNDS, ENVELOPE)[1])
-
-
-def test_no_motion_of_a_planner_waits_for_the_compiler():
-    kernels = (spline_knots, kicked_spline_knots, interval_excess)
-    for robot in (FULL, load_robot("ur5e")):
-        planner = MotionPlanner(robot, Kinematics(robot), MotionParameters())
-        before = [list(kernel.signatures) for kernel in kernels]
-        assert all(before)
-        frozen = robot.home.copy()
-        frozen.setflags(write=False)
-        way = np.asfortranarray(np.tile(robot.home, (4, 1)) + 0.02 * np.arange(1.0, 5.0)[:, None])
-        moving = MotionState(frozen, 0.1 * np.ones(robot.joints), np.zeros(robot.joints))
-        for start in (MotionState.at_rest(robot.home), moving):
-            planner.through(start, way, np.full(4, 0.1))
-        assert [list(kernel.signatures) for kernel in kernels] == before

@@ -9,20 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pinocchio as pin
-from scipy.linalg.lapack import dsyevd
 from scipy.spatial.transform import Rotation
 
+from vla_reasoner_ros.control import kinematics_kernels as kernels
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.errors import ConfigurationError, KinematicsError
 from vla_reasoner_ros.types import FloatArray
-
-MAX_ITERATIONS = 40
-STAGNATION = 6  # iterations without progress after which the pose counts as out of reach
-CONVERGED_POSITION = 1e-5  # m
-CONVERGED_ROTATION = 3e-5  # rad
-MAX_ITERATION_STEP = 0.3  # rad, keeps Newton steps inside the linearisation
-DAMPING_THRESHOLD = 0.04  # smallest singular value of the Jacobian below which damping sets in
-DAMPING = 0.04  # largest damping factor, reached at the singularity
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,14 @@ class Kinematics:
         self._base = _base_placement(self._model, self._data, robot.base_frame)
         self._base_rotation = self._base.rotation.T.copy()
         self._chain = _chain(self._model, self._data, self._frame, self._base)
-        lengths = [np.linalg.norm(link.offset) for link in self._chain.links]
-        self._reach = float(sum(lengths) + np.linalg.norm(self._chain.tool))
+        self._reach = float(np.linalg.norm(self._chain[:, :, 9], axis=1).sum())
+
+    def compile(self) -> None:
+        """Compile what is not compiled yet, so that no motion has to wait for it."""
+        home = self.robot.home
+        self.inverse(*self.forward(home), home, posture_gain=1.0)
+        self.twists(home[None], home[None])
+        self.closing(home, home)
 
     def forward(self, joints: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The TCP pose at joint positions (J,): position (3,) and quaternion (4,) x y z w."""
@@ -94,24 +92,8 @@ class Kinematics:
         Returns:
             Positions in m, and twists (linear m/s over angular rad/s) in the base frame.
         """
-        count = len(joints)
-        sines, versines = np.sin(joints)[:, :, None, None], 1.0 - np.cos(joints)[:, :, None, None]
-        rotation = np.empty((count, 3, 3))
-        rotation[:] = np.eye(3)
-        position = np.zeros((count, 3))
-        angular = np.zeros((count, 3))
-        moment = np.zeros((count, 3))  # sum of rate * direction x origin
-        for index, link in enumerate(self._chain.links):
-            placed = (rotation.reshape(-1, 3) @ link.columns).reshape(count, 3, 11)
-            position = position + placed[:, :, 9]
-            spin = velocities[:, index, None] * placed[:, :, 10]
-            angular += spin
-            moment += _cross(spin, position)
-            rotation = sines[:, index] * placed[:, :, 3:6]
-            rotation += placed[:, :, :3]
-            rotation += versines[:, index] * placed[:, :, 6:9]
-        position = position + rotation @ self._chain.tool
-        return position, np.concatenate([_cross(angular, position) - moment, angular], axis=1)
+        positions, twists = kernels.twists(self._chain, _floats(joints), _floats(velocities))
+        return positions, twists
 
     def inverse(
         self,
@@ -143,14 +125,14 @@ class Kinematics:
         Raises:
             KinematicsError: the pose is not reached within the tolerances.
         """
-        target_position = np.asarray(position, dtype=np.float64)
+        target_position = _floats(position)
         if not np.abs(target_position).max() <= self._reach:
             raise KinematicsError(
                 f"{self.robot.name}: position {target_position.tolist()} m is out of reach, which "
                 f"is less than {self._reach:.3f} m"
             )
-        target_rotation = pin.Quaternion(np.asarray(quaternion, dtype=np.float64)).normalized()
-        target_rotation = target_rotation.toRotationMatrix()
+        turn = pin.Quaternion(np.asarray(quaternion, dtype=np.float64)).normalized()
+        target_rotation = _floats(turn.toRotationMatrix())
         limits = self.robot.limits
         joints = np.clip(
             np.asarray(seed, dtype=np.float64), limits.position_min, limits.position_max
@@ -158,35 +140,12 @@ class Kinematics:
         lower = np.minimum(limits.position_min + margin, joints)
         upper = np.maximum(limits.position_max - margin, joints)
         if posture_gain > 0.0:
-            joints = np.clip(joints + self._toward_home(joints, posture_gain), lower, upper)
-        best = InverseSolution(joints, np.inf, np.inf, 0)
-        for iteration in range(MAX_ITERATIONS):
-            pose = self._pose(joints)
-            error = np.concatenate(
-                [
-                    target_position - pose.translation,
-                    pin.log3(target_rotation @ pose.rotation.T),
-                ]
-            )
-            solution = InverseSolution(
-                joints,
-                float(np.linalg.norm(error[:3])),
-                float(np.linalg.norm(error[3:])),
-                iteration,
-            )
-            if _total(solution) < 0.99 * _total(best):
-                best = solution
-            elif iteration - best.iterations > STAGNATION:
-                break
-            if (
-                best.position_error < CONVERGED_POSITION
-                and best.rotation_error < CONVERGED_ROTATION
-            ):
-                break
-            step = self._step(joints, error, lower, upper)
-            if np.max(np.abs(step)) < 1e-12:
-                break
-            joints = joints + step
+            wish = posture_gain * (self.robot.home - joints)
+            joints = joints + kernels.toward_home(self._chain, joints, wish)
+            joints = np.clip(joints, lower, upper)
+        best = InverseSolution(
+            *kernels.reach(self._chain, target_position, target_rotation, joints, lower, upper)
+        )
         if best.position_error > position_tolerance or best.rotation_error > rotation_tolerance:
             raise KinematicsError(
                 f"{self.robot.name}: pose at {np.round(target_position, 4).tolist()} m, "
@@ -248,7 +207,7 @@ class Kinematics:
         turn = here.rotation @ pin.log3(here.rotation.T @ there.rotation)
         error = np.concatenate([there.translation - here.translation, turn])
         jacobian = self.jacobian(joints)
-        return np.asarray(jacobian.T @ _damped_solve(jacobian, error))
+        return np.asarray(jacobian.T @ kernels.damped_solve(jacobian, error))
 
     def fixed_to_tcp(self, link: str) -> tuple[FloatArray, Rotation]:
         """Where a link is in the frame of the TCP: translation (3,), m, and rotation.
@@ -271,59 +230,6 @@ class Kinematics:
         pin.forwardKinematics(self._model, self._data, joints)
         pose = pin.updateFramePlacement(self._model, self._data, self._frame)
         return self._base.actInv(pose)
-
-    def _step(
-        self, joints: FloatArray, error: FloatArray, lower: FloatArray, upper: FloatArray
-    ) -> FloatArray:
-        """One damped Newton step (J,) that stays within position bounds."""
-        jacobian = self.jacobian(joints)
-        step = _shortened(jacobian.T @ _damped_solve(jacobian, error))
-        moved = joints + step
-        outside = (moved < lower) | (moved > upper)
-        free = ~outside
-        while outside.any() and free.any():
-            step[outside] = np.clip(moved, lower, upper)[outside] - joints[outside]
-            columns = jacobian[:, free]
-            left = error - jacobian[:, ~free] @ step[~free]
-            step[free] = columns.T @ _damped_solve(columns, left)
-            step = _shortened(step)
-            moved = joints + step
-            outside = free & ((moved < lower) | (moved > upper))
-            free &= ~outside
-        return np.asarray(np.clip(moved, lower, upper) - joints)
-
-    def _toward_home(self, joints: FloatArray, gain: float) -> FloatArray:
-        jacobian = self.jacobian(joints)
-        wish = gain * (self.robot.home - joints)
-        return np.asarray(wish - jacobian.T @ _damped_solve(jacobian, jacobian @ wish))
-
-
-def _total(solution: InverseSolution) -> float:
-    """One number to compare solutions by; a radian weighs as much as a metre."""
-    return solution.position_error + solution.rotation_error
-
-
-def _shortened(step: FloatArray) -> FloatArray:
-    """A step whose largest element is within what the linearisation bears."""
-    largest = np.abs(step).max()
-    return step * (MAX_ITERATION_STEP / largest) if largest > MAX_ITERATION_STEP else step
-
-
-def _damped_solve(jacobian: FloatArray, error: FloatArray) -> FloatArray:
-    """``(J J^T + damping^2 I)^-1 e``, damped along the directions that are nearly singular."""
-    squares, vectors, _ = dsyevd(jacobian @ jacobian.T, lower=1)  # eigh without its checks
-    squares = np.maximum(squares, 0.0)
-    lack = np.maximum(1.0 - np.sqrt(squares) / DAMPING_THRESHOLD, 0.0)
-    return vectors @ ((vectors.T @ error) / (squares + (DAMPING * lack) ** 2 + 1e-15))
-
-
-def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Cross products of rows (M, 3)."""
-    c = np.empty_like(a)
-    c[:, 0] = a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1]
-    c[:, 1] = a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2]
-    c[:, 2] = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-    return c
 
 
 def table_model(robot: Robot) -> pin.Model:
@@ -380,49 +286,25 @@ def _base_placement(model: pin.Model, data: pin.Data, base: str) -> pin.SE3:
     return data.oMf[model.getFrameId(base)].copy()
 
 
-@dataclass(frozen=True)
-class _Link:
-    """A joint and what precedes it, in the frame of the joint before.
-
-    The joint's rotation is ``constant + sin(q) sine + (1 - cos(q)) versine`` (Rodrigues' formula);
-    ``columns`` (3, 11) has these three, the offset and the axis side by side.
-    """
-
-    columns: FloatArray
-
-    @property
-    def offset(self) -> FloatArray:
-        """Where the joint is, (3,) m."""
-        return self.columns[:, 9]
-
-
-@dataclass(frozen=True)
-class _Chain:
-    links: list[_Link]
-    tool: FloatArray  # (3,)
-
-
-def _chain(model: pin.Model, data: pin.Data, frame: int, base: pin.SE3) -> _Chain:
+def _chain(model: pin.Model, data: pin.Data, frame: int, base: pin.SE3) -> FloatArray:
+    """The chain to the TCP as :mod:`vla_reasoner_ros.control.kinematics_kernels` takes it."""
     pin.computeJointJacobians(model, data, pin.neutral(model))
-    links = []
+    chain = np.zeros((model.njoints, 3, 11))
     for joint in range(1, model.njoints):
         placement = model.jointPlacements[joint]
         if joint == 1:
             placement = base.inverse() * placement
         local = pin.getJointJacobian(model, data, joint, pin.ReferenceFrame.LOCAL)
-        axis = local.reshape(6, -1)[3:, joint - 1].copy()
-        rotation, cross = placement.rotation, pin.skew(axis)
-        links.append(
-            _Link(
-                np.column_stack(
-                    [
-                        rotation,
-                        rotation @ cross,
-                        rotation @ cross @ cross,
-                        placement.translation,
-                        rotation @ axis,
-                    ]
-                )
-            )
-        )
-    return _Chain(links, model.frames[frame].placement.translation.copy())
+        axis = local.reshape(6, -1)[3:, joint - 1]
+        cross = pin.skew(axis)
+        turns = [np.eye(3), cross, cross @ cross, np.zeros((3, 1)), axis[:, None]]
+        chain[joint - 1] = placement.rotation @ np.hstack(turns)
+        chain[joint - 1, :, 9] = placement.translation
+    tool = model.frames[frame].placement
+    chain[-1, :, :3], chain[-1, :, 9] = tool.rotation, tool.translation
+    return chain
+
+
+def _floats(values: FloatArray) -> FloatArray:
+    """Of the one kind that the kernels are compiled for."""
+    return np.array(values, dtype=np.float64, order="C")

@@ -62,6 +62,7 @@ class MotionPlanner:
         self._kinematics = kinematics
         self._collision = SelfCollision(robot, table_model(robot))
         compile_kernels(robot.limits)
+        kinematics.compile()
         self.set_parameters(parameters)
 
     def set_parameters(self, parameters: MotionParameters) -> None:
