@@ -247,6 +247,20 @@ def test_resizing_averages_and_keeps_what_fits():
     np.testing.assert_array_equal(resize(PICTURE, 5, 7, "stretch"), PICTURE)
 
 
+def shares(pixels, kept):
+    """(kept, pixels): how much of each pixel lies in each of the fewer that are kept."""
+    edges, starts = np.linspace(0.0, pixels, kept + 1)[:, None], np.arange(pixels)
+    within = np.minimum(edges[1:], starts + 1) - np.maximum(edges[:-1], starts)
+    return np.maximum(within, 0.0) * kept / pixels
+
+
+@pytest.mark.parametrize("size", [(480, 640), (480, 480), (96, 128), (200, 301), (96, 96)])
+def test_shrinking_weighs_pixels_by_area(size):
+    image = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = np.einsum("yh,hwc,xw->yxc", shares(size[0], 96), image, shares(size[1], 96))
+    assert np.abs(resize(image, 96, 96, "stretch") - expected).max() <= 1.0
+
+
 # Joint states.
 
 LAYOUT = JointLayout(("a", "b"), ignored=("wheel",))

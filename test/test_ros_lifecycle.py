@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -186,7 +187,7 @@ class Echo:
 
     def close(self):
         if self.process.poll() is None:
-            self.process.kill()
+            self.process.terminate()
             self.process.wait()
         self._log.close()
         self._executor.shutdown()
@@ -212,13 +213,23 @@ def steps(log):
     return [line for line in log.splitlines() if line in known]
 
 
+def shared_memory(pid):
+    """The files in which Fast DDS shares what a process sends, each by the lock that it holds."""
+    locks = [fd.readlink() for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    own = {path for path in locks if path.match("/dev/shm/fast*_el") and "port" not in path.name}
+    assert own
+    return {*own, *(path.with_name(path.name.removesuffix("_el")) for path in own)}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_node_in_order_while_it_can_still_publish(echo, number):
     node = echo()
     node.until_connected()
+    shared = shared_memory(node.process.pid)
     node.process.send_signal(number)
     node.wait(lambda: "bye" in node.said, "the last word")
     assert node.exit_code() == 0
+    assert not [path for path in shared if path.exists()]
     assert steps(node.log()) == ["configure", "activate", "deactivate", "teardown"]
     # Python's search for cycles leaves out what was loaded, as long as it is there.
     assert "frozen at activate: True" in node.log()

@@ -48,6 +48,7 @@ from vla_reasoner_ros.ros.spinning import (
     LifecycleExecutor,
     StuckTimer,
     WorkExecutor,
+    keep_freed_memory,
 )
 
 EXECUTOR_THREADS = 5
@@ -445,11 +446,33 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     The exit code is 0 after a signal, also one that comes while the node starts, and 1 when an
     autostarted node cannot start, a callback failed or the node got stuck.
     """
+    keep_freed_memory()
     use_shared_memory(os.environ)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     stuck = StuckTimer()
-    stop = EndRequest(stuck.start)
+    well = _live(node_class, name, EndRequest(stuck.start), stuck)
+    # The middleware gives its shared memory back with the last object that needs it: some are parts
+    # of the node that refer to each other. What it keeps is in the way of all that start later.
+    gc.unfreeze()
+    gc.collect()
+    stuck.restart()
+    rclpy.get_default_context().destroy()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: all is let go of, and what the interpreter would do now (join threads, take
+    # apart torch, Numba, DDS and OpenGL in no certain order) takes seconds on a busy machine, can
+    # hang, and makes a second Ctrl-C look like a crash.
+    os._exit(0 if well else 1)
+
+
+def _live(
+    node_class: Callable[[str], LifecycleNode[Any]],
+    name: str,
+    stop: EndRequest,
+    stuck: StuckTimer,
+) -> bool:
+    """A node's life until it is told to end; whether it began and nothing failed."""
     failures: list[BaseException] = []
     node = node_class(name)
     node.ending = stop.event
@@ -487,9 +510,4 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     stuck.restart()
     if node.abandoned:
         node.get_logger().info("a thread that was still at work ends with the process")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: all is let go of, and what the interpreter would do now (join threads, take
-    # apart torch, Numba, DDS and OpenGL in no certain order) takes seconds on a busy machine, can
-    # hang, and makes a second Ctrl-C look like a crash.
-    os._exit(0 if started and not failures else 1)
+    return started and not failures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import os
 import signal
@@ -27,6 +28,23 @@ stop, to let its threads go and to leave the middleware. One that takes longer i
 SWITCH_INTERVAL_S = 1e-4
 """Seconds after which a thread lets another one run Python. With Python's own 5 ms the thread that
 takes messages waits that long for the pool, or for a model that computes: longer than it works."""
+
+
+KEPT_BYTES = 32 * 2**20
+"""Memory that is let go of and not given back: some pictures of each camera."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of pictures for the next ones.
+
+    Else it may give every picture's memory back to the system and take it anew, page by page, which
+    takes longer than to read the picture. Another C library than GNU's is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
 
 
 class _Undisturbed(Executor):
