@@ -62,8 +62,8 @@ def image_from_bytes(data: bytes, word: str, topic: str) -> NDArray[np.uint8]:
     """RGB pixels of a serialized image message.
 
     Encodings that are not in :data:`vla_reasoner_ros.data.images.ENCODINGS` are left to cv_bridge
-    where ROS 2's is installed. rosbags reads the message, as a view of the bytes: rclpy would copy
-    a picture twice, which takes longer than all else that is done with it.
+    where ROS 2's is installed. rosbags reads the message, as a view of the bytes: rclpy copies a
+    picture twice, which takes as long as to shrink it.
 
     Args:
         data: the serialized message (CDR), as a raw subscription gives it.
