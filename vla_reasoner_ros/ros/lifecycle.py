@@ -452,8 +452,8 @@ def run(node_class: Callable[[str], LifecycleNode[Any]], name: str) -> NoReturn:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     stuck = StuckTimer()
     well = _live(node_class, name, EndRequest(stuck.start), stuck)
-    # The middleware gives its shared memory back with the last object that needs it, and parts of the
-    # node refer to each other. What stays fills the machine's memory, some megabytes a node.
+    # The middleware gives its shared memory back with the last object that needs it, and parts of
+    # the node refer to each other. What stays fills the machine's memory, some megabytes a node.
     gc.unfreeze()
     gc.collect()
     stuck.restart()
