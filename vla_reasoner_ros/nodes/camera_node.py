@@ -23,6 +23,7 @@ from vla_reasoner_ros.ros.conversions import (
     image_from_bytes,
     image_type,
     observation_to_message,
+    prepare_images,
     stamp_from_bytes,
 )
 from vla_reasoner_ros.ros.ingest_diagnostics import IngestDiagnostics, StreamThresholds
@@ -73,6 +74,7 @@ class CameraNode(LifecycleNode[CameraParameters]):
         self._ingest = Ingest(contract, Kinematics(robot, self.parameters.robot_description))
         if self.parameters.instruction:
             self._ingest.set_instruction(self.parameters.instruction, self.now_ns())
+        prepare_images()
         self._publisher = self.create_lifecycle_publisher(Observation, "observation", qos.STATE)
         self._wake_at: float | None = None
         self._timer = self.create_timer(

@@ -24,7 +24,7 @@ from vla_reasoner_ros.control.executor import ControllerState, ExecutorStatus
 from vla_reasoner_ros.control.trajectory import JointTrajectory
 from vla_reasoner_ros.data.images import DECODERS, ENCODINGS, encode_jpeg
 from vla_reasoner_ros.data.joints import JointLayout
-from vla_reasoner_ros.data.message_types import deserialize
+from vla_reasoner_ros.data.message_types import deserialize, prepare
 from vla_reasoner_ros.data.messages import SOURCES
 from vla_reasoner_ros.data.messages import chunk_from_message as chunk_from_message
 from vla_reasoner_ros.data.messages import observation_from_message as observation_from_message
@@ -56,6 +56,11 @@ def header(stamp_ns: int, frame: str = "") -> Header:
 def image_type(word: str) -> type:
     """The message type that a contract's word, ``image`` or ``compressed``, means."""
     return _IMAGE_TYPES[word]
+
+
+def prepare_images() -> None:
+    """Make the code that reads pictures now, and not at the first one."""
+    prepare(_IMAGE_TYPE_NAMES.values())
 
 
 def image_from_bytes(data: bytes, word: str, topic: str) -> NDArray[np.uint8]:
