@@ -15,6 +15,7 @@ import numpy as np
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Point, Pose, Quaternion
 from numpy.typing import NDArray
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
@@ -89,19 +90,20 @@ def image_from_bytes(data: bytes, word: str, topic: str) -> NDArray[np.uint8]:
             f"{topic}: message of {len(data)} bytes is no {type_name}: {error or repr(error)}"
         ) from error
     if word == "image" and message.encoding not in ENCODINGS and message.height and message.width:
-        image = _by_cv_bridge(message, topic)
+        image = _by_cv_bridge(data, message, topic)
         if image is not None:
             return image
     return DECODERS[word](message, topic)
 
 
-def _by_cv_bridge(message: Any, topic: str) -> NDArray[np.uint8] | None:
+def _by_cv_bridge(data: bytes, message: Any, topic: str) -> NDArray[np.uint8] | None:
     try:
         from cv_bridge import CvBridge
     except ImportError:
         return None
     try:
-        image = np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"), dtype=np.uint8)
+        own = deserialize_message(data, Image)  # cv_bridge is made for messages of ROS 2
+        image = np.asarray(CvBridge().imgmsg_to_cv2(own, "rgb8"), dtype=np.uint8)
     except Exception as error:  # what it raises of a bad message depends on it, OpenCV and NumPy
         raise ObservationError(
             f"{topic}: encoding {message.encoding!r} cannot be converted: {error}"
