@@ -14,6 +14,7 @@ from vla_reasoner_ros.types import ActionChunk, FloatArray, Representation
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
 EXACT = 1e-9  # rad
+APPROACHED = 1e-6  # rad, to which a slow approach from a moving start ends at its target
 
 
 class Judge:
@@ -195,7 +196,7 @@ def departure(
         wanted = accepted.base + np.cumsum(wanted, axis=0)
     wanted = wanted[accepted.trimmed :]
     approach = chunk.spec.representation is Representation.JOINT_POSITION and len(wanted) > 1
-    if approach and np.abs(knots[-1] - wanted[0]).max() < EXACT:
+    if approach and np.abs(knots[-1] - wanted[0]).max() < APPROACHED:
         return ""
     later = wanted[1:]
     if len(later) and np.abs(knots[-len(later) :] - later).max() > EXACT:
@@ -206,7 +207,7 @@ def departure(
     times = np.arange(0.0, trajectory.duration, 1e-3)
     near = np.abs(trajectory.sample_positions(times) - wanted[0]).max(axis=1).min()
     allowed = given.motion.blend if len(later) else 0.0
-    return "" if near <= allowed + EXACT else f"waypoint 0 is passed at {near:.3g} rad"
+    return "" if near <= allowed + APPROACHED else f"waypoint 0 is passed at {near:.3g} rad"
 
 
 def _pose_departure(

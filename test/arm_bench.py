@@ -100,6 +100,10 @@ class Bench:
                 self.client.change(name, lifecycle.DEACTIVATE)
         self.step(0.02)
         self.forget()
+        # Another arm: a controller that was only activated would wait for this one to come from
+        # where the last was left.
+        for transition in (lifecycle.CLEANUP, lifecycle.CONFIGURE):
+            self.client.change(NODE, transition)
         for name in self.nodes:
             self.client.change(name, lifecycle.ACTIVATE)
         publishers = (self.clock, self.joints, self.chunks, self.estop)

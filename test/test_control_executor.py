@@ -464,6 +464,39 @@ def test_a_far_first_waypoint_is_approached_slowly_and_reached():
     rig.run(1.0)
 
 
+def fastest(rig, target, seconds):
+    """Of the limits of speed, while a chunk to an absolute target comes ten times a second."""
+    spec, shares = rig.spec(Representation.JOINT_POSITION), []
+    for step in range(round(seconds * 100)):
+        if step % 10 == 0:
+            rig.submit(rig.chunk(np.tile(target, (8, 1)), spec=spec))
+        rig.run(0.01)
+        velocity = rig.executor.commanded(rig.now).velocity
+        shares.append(np.abs(velocity / rig.robot.limits.velocity).max())
+    return max(shares)
+
+
+def test_the_approach_is_as_slow_when_chunks_keep_coming():
+    rig = Rig()
+    target = rig.robot.home + np.array([0.5, 0.3, 0.0, 0.2, 0.0, 0.1, 0.4])
+    assert 0.15 < fastest(rig, target, 1.2) <= 0.2 + 1e-6
+    rig.run(2.5)
+    np.testing.assert_allclose(rig.executor.commanded(rig.now).position, target, atol=1e-6)
+
+
+def test_what_is_far_away_after_a_stop_is_approached_slowly_too():
+    rig = Rig()
+    near = np.tile(rig.robot.home + 0.01, (8, 1))
+    rig.submit(rig.chunk(near, spec=rig.spec(Representation.JOINT_POSITION)))
+    rig.run(0.3)
+    rig.publish(rig.executor.emergency_stop(True, rig.now))
+    rig.run(0.5)
+    rig.executor.emergency_stop(False, rig.now)
+    rig.executor.reset(rig.now)
+    rig.run(0.02)
+    assert fastest(rig, rig.executor.commanded(rig.now).position + 0.3, 1.0) <= 0.2 + 1e-6
+
+
 def test_the_first_motion_leaves_the_arm_time_to_settle():
     rig = Rig(motion__settle_time=0.2)
     rig.submit(rig.chunk(FORWARD))
@@ -750,6 +783,116 @@ def test_after_such_a_reset_the_command_comes_from_where_it_was_left_within_the_
     np.testing.assert_allclose(rig.judge.desired(accepted.motion.end_ns)[0], end)
 
 
+def jumped(rig, place):
+    """The arm is elsewhere, which only a reset ends."""
+    for _ in range(20):
+        rig.now += 10 * MS
+        rig.executor.measured(rig.now, place, np.zeros(7))
+        rig.publish(rig.executor.tick(rig.now))
+    assert "jumped" in rig.reason
+
+
+def toggled(rig, between=lambda rig: None):
+    disabled = replace(rig.parameters, {"enable_control": False})
+    rig.publish(rig.executor.set_parameters(disabled, rig.now))
+    between(rig)
+    rig.publish(rig.executor.set_parameters(rig.parameters, rig.now))
+
+
+def reset_while_disabled(rig):
+    seen = rig.executor.commanded(rig.now).position + 0.4
+
+    def reset(rig):
+        rig.executor.measured(rig.now, seen, np.zeros(7))
+        rig.executor.reset(rig.now)
+
+    toggled(rig, reset)
+
+
+def again_elsewhere(rig):
+    rig.executor.reset(rig.now)
+    rig.now += 10 * MS
+    rig.executor.measured(rig.now, rig.robot.home, np.zeros(7))
+    jumped(rig, rig.robot.home + 0.4)
+    rig.executor.reset(rig.now)
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        lambda rig: rig.executor.reset(rig.now),
+        again_elsewhere,
+        lambda rig: (rig.executor.reset(rig.now), toggled(rig)),
+        reset_while_disabled,
+        lambda rig: (rig.executor.stop(rig.now), rig.executor.reset_reference(rig.now)),
+    ],
+    ids=["reset", "two resets", "reset and enable", "reset while disabled", "activate"],
+)
+def test_however_the_hold_ends_the_arms_controller_has_time_to_come(free):
+    rig = Rig(motion__settle_time=0.2)
+    rig.move()
+    rig.run(1.0)
+    place = rig.executor.commanded(rig.now).position + 0.4 * np.array([1, 0.2, 0, 0.3, 0, 0, 0])
+    jumped(rig, place)
+    free(rig)
+    for _ in range(2):
+        rig.now += 10 * MS
+        rig.executor.measured(rig.now, place, np.zeros(7))
+        rig.publish(rig.executor.tick(rig.now))
+    accepted = rig.submit(rig.chunk(0.1 * FORWARD))
+    rig.judge.advance(accepted.motion.end_ns)
+    assert rig.judge.problems == []
+
+
+def test_where_others_took_the_controller_in_a_dry_run_no_way_back_is_waited_for():
+    rig = Rig()
+    rig.move()
+    rig.run(1.0)
+
+    def others_move(rig):
+        way = resting(rig.robot.joint_names, rig.robot.home)
+        rig.executor.heard(way, rig.now, rig.now)
+
+    toggled(rig, others_move)
+    rig.now += 10 * MS
+    rig.executor.measured(rig.now, rig.robot.home, np.zeros(7))
+    assert rig.executor.submit(rig.chunk(FORWARD), rig.now).motion.start_ns == rig.now
+
+
+@pytest.mark.parametrize("disturb", ["enable", "hold and clock"])
+def test_an_arm_that_does_not_follow_is_never_stepped_to(disturb):
+    rig = Rig(watchdog__max_unseen_motion=0.0, motion__settle_time=0.2)
+    rig.move()
+    stuck = rig.executor.commanded(rig.now).position
+
+    def live(steps):
+        for _ in range(steps):
+            rig.now += 10 * MS
+            rig.executor.measured(rig.now, stuck, np.zeros(7))
+            rig.publish(rig.executor.tick(rig.now))
+        rig.judge.advance(rig.now)
+
+    rig.submit(rig.chunk(np.tile([0.0, 0.05, 0.0, 0, 0, 0], (8, 1))))
+    while "does not follow" not in rig.reason:
+        live(1)
+    if disturb == "enable":
+        toggled(rig, lambda rig: live(100))
+    else:
+        rig.publish(rig.executor.hold(rig.now))
+        live(100)
+        assert np.abs(rig.judge.desired(rig.now)[0] - stuck).max() > 0.1
+        tail, rig.now = rig.judge.desired(rig.now)[0], rig.now - 100 * S
+        rig.judge = Judge(rig.robot, rig.now, tail)
+        live(2)
+        rig.executor.release(rig.now)
+    live(300)
+    accepted = rig.submit(rig.chunk(0.1 * FORWARD))
+    rig.judge.advance(accepted.motion.end_ns)
+    assert rig.judge.problems == []
+    end = accepted.motion.trajectory.end.position
+    np.testing.assert_allclose(rig.judge.desired(accepted.motion.end_ns)[0], end)
+
+
 @pytest.mark.parametrize("disturb", ["hold", "chunk", "clock"])
 def test_while_the_arms_controller_settles_nothing_hurries_it(disturb):
     """It was told to be somewhat off from where the arm is, and interpolates from there."""
@@ -814,6 +957,65 @@ def test_a_clock_that_jumps_back_ends_the_motion_by_deceleration():
     assert rig.executor.submit(rig.chunk(FORWARD, sequence=1), rig.now).trimmed == 0
 
 
+def test_the_stop_after_a_jump_back_stays_within_the_position_limits():
+    wide = {"motion__workspace_min": (-3.0,) * 3, "motion__workspace_max": (3.0,) * 3}
+    rig = Rig(motion__max_tcp_speed=5.0, motion__self_collision=False, **wide)
+    limit = rig.robot.limits.position_max[5]
+    start = rig.robot.home.copy()
+    start[5] = limit - 1.2
+    way = np.zeros((24, 7))
+    way[:, 5] = 1.18 / 24
+    spec = ActionSpec(Representation.JOINT_DELTA, rig.robot.joint_names, "", 0.02)
+    for moment in np.arange(0.1, 1.1, 0.05):
+        rig.executor = ChunkExecutor(rig.parameters)
+        rig.executor.measured(rig.now, start, np.zeros(7))
+        motion = rig.executor.submit(rig.chunk(way, spec=spec), rig.now).motion
+        for _ in range(round(moment * 100)):
+            rig.now += 10 * MS
+            state = motion.at(rig.now)
+            rig.executor.measured(rig.now, state.position, state.velocity)
+            rig.executor.tick(rig.now)
+        stop = rig.executor.tick(rig.now - 100 * S).trajectory
+        if stop is not None:
+            assert stop.trajectory.end.position[5] <= limit
+
+
+def test_before_the_stop_after_a_jump_back_nothing_else_is_sent():
+    """Whatever asks for a command first gets it, by the new time."""
+
+    def sent(ask):
+        rig = Rig()
+        rig.move()
+        rig.now -= 100 * S
+        trajectory = ask(rig).trajectory
+        assert rig.executor.tick(rig.now).trajectory is None
+        return rig, trajectory
+
+    disabled = replace(Rig().parameters, {"enable_control": False})
+    for ask in (
+        lambda rig: rig.executor.stop(rig.now),
+        lambda rig: rig.executor.hold(rig.now),
+        lambda rig: rig.executor.emergency_stop(True, rig.now),
+        lambda rig: rig.executor.set_parameters(disabled, rig.now),
+    ):
+        rig, stop = sent(ask)
+        assert stop.start_ns == rig.now
+        assert stop.trajectory.end.resting
+        assert stop.trajectory.duration < 0.5
+
+
+def test_a_chunk_that_comes_before_that_stop_takes_it_over():
+    rig = Rig()
+    rig.move()
+    state = rig.executor.commanded(rig.now)
+    rig.now -= 100 * S
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.JOINT_STATE
+    rig.executor.measured(rig.now, state.position, state.velocity)
+    taken = rig.executor.submit(rig.chunk(FORWARD, sequence=1), rig.now).commands.trajectory
+    np.testing.assert_allclose(taken.trajectory.sample(0.0).velocity, state.velocity)
+    assert rig.executor.tick(rig.now).trajectory is None
+
+
 def test_a_clock_that_jumps_ahead_makes_joint_states_old():
     rig = Rig()
     rig.move()
@@ -871,6 +1073,21 @@ def test_a_chunk_that_arrives_in_time_replaces_gripper_commands_due_just_then():
     rig.submit(rig.chunk(np.zeros((6, 6)), gripper=1))
     rig.run(0.5)
     assert rig.grips == [(0.0, 1.0)]
+
+
+@pytest.mark.parametrize("due", ["start", "end"])
+def test_gripper_commands_from_before_a_hold_are_never_sent_after_it(due):
+    """Nothing was said of the joints, nor asked, until the motion was over."""
+    rig = Rig(gripper__due=due)
+    rig.submit(rig.chunk(np.zeros((3, 6)), gripper=[1.0, 1.0, 0.0]))
+    rig.run(0.1)
+    before = list(rig.grips)
+    rig.now += 600 * MS
+    rig.run(0.1, measure=False)
+    assert "joint state is" in rig.reason
+    rig.run(0.1)
+    assert rig.state is ControllerState.HOLDING
+    assert rig.grips == before
 
 
 def test_a_hold_leaves_the_gripper_as_it_is():

@@ -61,7 +61,7 @@ def test_at_a_singularity_the_step_stays_in_proportion_to_the_error(seed, smalle
 
 def test_numbers_that_are_none_reach_nothing():
     robot = load_robot("ur5e")
-    chain = Kinematics(robot)._chain
+    chain = Kinematics(robot).chain
     limits, rotation = robot.limits, np.full((3, 3), np.nan)
     for place in (np.zeros(3), np.full(3, np.nan)):
         _, distance, angle, _ = kernels.reach(
@@ -73,7 +73,7 @@ def test_numbers_that_are_none_reach_nothing():
 def test_the_chain_of_a_tool_that_is_turned_is_pinocchios():
     robot = load_robot("fr3")
     kinematics = Kinematics(robot)
-    position, rotation, linear, angular = kernels.place(kinematics._chain, robot.home)
+    position, rotation, linear, angular = kernels.place(kinematics.chain, robot.home)
     expected = kinematics.forward(robot.home)
     np.testing.assert_allclose(position, expected[0], atol=1e-12)
     np.testing.assert_allclose(rotation, pin.Quaternion(expected[1]).matrix(), atol=1e-12)

@@ -27,7 +27,7 @@ from arm_bench import (
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
-from trajectory_msgs.msg import JointTrajectory
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_reasoner_ros.control.commands import ControllerState
 from vla_reasoner_ros.control.spline import spline_to_rest
@@ -291,6 +291,34 @@ def test_a_second_publisher_on_the_command_topic(bench):
     assert bench.status.reason.startswith("someone else commands the arm")
     bench.client.node.destroy_publisher(other)
     reset(bench, NODE)
+    free_again(bench)
+
+
+@pytest.mark.parametrize("fields", [("positions",), ("positions", "velocities")])
+def test_a_second_publisher_whose_points_are_not_complete(bench, fields):
+    """The arm's controller may play what this one cannot check."""
+    now, point = bench.now, JointTrajectoryPoint()
+    for name in fields:
+        setattr(point, name, [0.0] * ROBOT.joints)
+    point.time_from_start.sec = 1
+    other = bench.client.node.create_publisher(JointTrajectory, "joint_trajectory", qos.COMMAND)
+    bench.wait(lambda: other.get_subscription_count() >= 3, "connections")
+    other.publish(JointTrajectory(joint_names=ROBOT.joint_names, points=[point]))
+    bench.wait(lambda: bench.status.state == ControllerState.HOLDING, "the hold")
+    assert bench.status.reason.startswith("someone else commands the arm")
+    see_it_decelerate(bench, bench.commands[-1], now)
+    bench.client.node.destroy_publisher(other)
+    reset(bench, NODE)
+    free_again(bench)
+
+
+def test_a_parameter_that_the_robot_refuses_changes_nothing(bench):
+    """The box is the parameter's below and the robot file's above."""
+    with pytest.raises(GraphError, match=r"workspace_min.*expected the first below the second"):
+        bench.client.set_parameters(NODE, {"motion.workspace_min": [2.0, 2.0, 2.0]})
+    bench.run(0.05)
+    assert not bench.at_rest()
+    runs_out(bench)
     free_again(bench)
 
 

@@ -37,8 +37,9 @@ class Parrot(LifecycleNode[NoParameters]):
         self.ears = self.create_subscription(
             String, "heard", lambda m: self.heard.append(m.data), qos.STATE
         )
-        self.create_subscription(Bool, "estop", print, qos.LATCHED)
-        self.create_subscription(Bool, "estop", print, qos.COMMAND)
+        self.stops = []
+        for profile in qos.STOPS:
+            self.create_subscription(Bool, "estop", lambda m: self.stops.append(m.data), profile)
         self.mouth = self.create_lifecycle_publisher(String, "said", qos.STATE)
 
     def report(self):
@@ -121,11 +122,36 @@ def test_an_incompatible_publisher_is_reported_by_topic_and_policy(rig):
     assert report.values["/heard: incompatible"] == 1
 
 
+def test_a_deadline_that_the_publisher_does_not_offer_lets_nothing_through(rig):
+    rig.make(**{f"{HEARD}deadline": 500_000_000})
+    publisher = rig.other.create_publisher(String, "heard", qos.STATE)
+    rig.wait(lambda: "/heard: incompatible DEADLINE" in rig.node.report().message)
+    assert publisher.get_subscription_count() == 0
+    rig.other.destroy_publisher(publisher)
+    rig.wait(lambda: rig.other.count_publishers("/heard") == 0)
+    assert rig.node.report().level == Level.WARN  # nobody tells that it has gone
+    rig.node.trigger_cleanup()
+    assert rig.node.report().level == Level.OK
+
+
 def test_the_two_kinds_of_stop_publishers_are_no_fault(rig):
     rig.make()
     rig.other.create_publisher(Bool, "estop", qos.COMMAND)
     rig.wait(lambda: rig.other.count_subscribers("/estop") == 2)
     assert rig.node.report().level == Level.OK
+
+
+@pytest.mark.parametrize("profile", [qos.LATCHED, qos.COMMAND], ids=["latched", "volatile"])
+def test_a_stop_that_is_let_go_of_while_the_node_is_busy_is_heard(rig, profile):
+    rig.make()
+    # A latched publisher keeps one message, and reliably delivers each to those who are there.
+    button = rig.other.create_publisher(Bool, "estop", profile)
+    rig.wait(lambda: button.get_subscription_count() == (2 if profile is qos.LATCHED else 1))
+    for pressed in (True, False):
+        button.publish(Bool(data=pressed))
+        assert button.wait_for_all_acked(Duration(seconds=10.0))
+    rig.wait(lambda: False in rig.node.stops)
+    assert True in rig.node.stops
 
 
 def test_a_missed_deadline_and_a_dead_publisher_are_reported(rig):

@@ -39,8 +39,9 @@ class Node:
         )
         self.configured = False
         self.applied = []
+        self.refusal = ""
         self.parameters = NodeParameters(
-            self.node, Settings, lambda: self.configured, self.applied.append
+            self.node, Settings, lambda: self.configured, self.check, self.applied.append
         )
 
     def set(self, **values):
@@ -53,6 +54,10 @@ class Node:
             parameters=[change.to_parameter_msg() for change in changes]
         )
         return service.callback(request, SetParametersAtomically.Response()).result
+
+    def check(self, settings):
+        if self.refusal:
+            raise ConfigurationError(f"{self.refusal}: {settings.search.simulations}")
 
     def close(self):
         self.node.destroy_node()
@@ -120,6 +125,15 @@ def test_a_wrong_start_can_be_corrected(make_node):
     assert node.set(search__simulations=7).successful
     node.parameters.require_valid()
     assert node.parameters.value.search.simulations == 7
+
+
+def test_what_the_node_itself_refuses_is_not_set(make_node):
+    node = make_node()
+    node.refusal = "too many for this model"
+    result = node.set(search__simulations=9)
+    assert (result.successful, result.reason) == (False, "too many for this model: 9")
+    assert node.applied == []
+    assert node.parameters.value.search.simulations == 50
 
 
 def test_a_rule_across_parameters_is_said_too(make_node):

@@ -84,6 +84,7 @@ class ChunkMotionMaker:
         self._spec = action_spec
         self._parameters = parameters
         self._ensemble = TemporalEnsemble()
+        self._approaching = True
         self.planner = MotionPlanner(self._robot, kinematics, parameters.motion)
 
     def set_parameters(self, parameters: ControlParameters) -> None:
@@ -95,9 +96,18 @@ class ChunkMotionMaker:
         self.planner.set_parameters(parameters.motion)
         self._parameters = parameters
 
+    def check_parameters(self, parameters: ControlParameters) -> None:
+        """Refuse what :meth:`set_parameters` would refuse.
+
+        Raises:
+            ConfigurationError: the workspace is empty.
+        """
+        self.planner.workspace(parameters.motion)
+
     def clear(self) -> None:
-        """Forget the chunks that the next one would be joined with."""
+        """Forget the chunks that the next one would be joined with; it is approached slowly."""
         self._ensemble.clear()
+        self._approaching = True
 
     def require_convention(self, spec: ActionSpec) -> None:
         """Refuse a convention that is not the one to take.
@@ -119,9 +129,11 @@ class ChunkMotionMaker:
         base: FloatArray,
         start: MotionState,
         switch_ns: int,
-        fresh: bool,
     ) -> ChunkMotion:
         """Plan what is left of a chunk.
+
+        After a start or a stop, far absolute waypoints are approached slowly, until a chunk begins
+        near the arm.
 
         Args:
             chunk: the chunk.
@@ -129,13 +141,12 @@ class ChunkMotionMaker:
             base: (J,) rad, the joints that displacements are added to.
             start: what is commanded when the motion starts.
             switch_ns: when that is, ns.
-            fresh: no chunk was taken before it.
 
         Raises:
             ChunkRejected: the gate that refuses it.
         """
         try:
-            return self._make(chunk, trimmed, base, start, switch_ns, fresh)
+            return self._make(chunk, trimmed, base, start, switch_ns)
         except JumpError as error:
             raise ChunkRejected(RejectionReason.JUMP, str(error)) from error
         except ActionChunkError as error:
@@ -150,6 +161,7 @@ class ChunkMotionMaker:
 
     def taken(self, motion: ChunkMotion, trimmed: Trimmed, switch_ns: int) -> None:
         """The motion runs: remember it for the ensemble where there is one."""
+        self._approaching = not len(motion.arrivals)
         if len(motion.arrivals) and self._parameters.chunk.ensemble:
             self._ensemble.add(_due_ns(switch_ns, trimmed), motion.meant)
 
@@ -160,7 +172,6 @@ class ChunkMotionMaker:
         base: FloatArray,
         start: MotionState,
         switch_ns: int,
-        fresh: bool,
     ) -> ChunkMotion:
         p = self._parameters
         openings = gripper_openings(chunk, p.gripper)
@@ -172,7 +183,7 @@ class ChunkMotionMaker:
             p.chunk,
             p.motion.position_margin + OVERSHOOT,
         )
-        if fresh and _approach_is_slow(chunk.spec, start, waypoints[0]):
+        if self._approaching and _is_far(chunk.spec, start, waypoints[0]):
             approach = self.planner.to(start, waypoints[0])
             return ChunkMotion(approach, np.empty(0), 1.0, openings, waypoints)
         meant = waypoints
@@ -195,10 +206,10 @@ class ChunkMotionMaker:
             )
 
 
-def _approach_is_slow(spec: ActionSpec, start: MotionState, waypoint: FloatArray) -> bool:
+def _is_far(spec: ActionSpec, start: MotionState, waypoint: FloatArray) -> bool:
+    """Whether an absolute waypoint is farther away than a policy's next step would be."""
     absolute = spec.representation in (Representation.JOINT_POSITION, Representation.EE_POSE)
-    far = np.abs(waypoint - start.position).max() > RAMP_DISTANCE
-    return bool(absolute and far and start.resting)
+    return absolute and bool(np.abs(waypoint - start.position).max() > RAMP_DISTANCE)
 
 
 def _due_ns(switch_ns: int, trimmed: Trimmed) -> FloatArray:

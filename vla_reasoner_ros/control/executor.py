@@ -129,12 +129,9 @@ class ChunkExecutor:
         Raises:
             ConfigurationError: another robot, or parameters that cannot work.
         """
+        self.check_parameters(parameters)
+        self._follow_clock(now_ns)
         old = self.parameters
-        if (parameters.robot, parameters.limits) != (old.robot, old.limits):
-            raise ConfigurationError(
-                f"parameters robot, limits: fixed at {old.robot!r}, {old.limits!r}; got "
-                f"{parameters.robot!r}, {parameters.limits!r}"
-            )
         self._motions.set_parameters(parameters)
         disabled = old.enable_control and not parameters.enable_control
         commands = self._decelerate(now_ns) if disabled else NOTHING
@@ -143,8 +140,22 @@ class ChunkExecutor:
         self._reference.parameters = self._running.parameters = parameters
         self._watchdog.parameters = parameters.watchdog
         if old.enable_control != parameters.enable_control:
-            self._forget(now_ns)
+            self._leave(now_ns)
         return commands
+
+    def check_parameters(self, parameters: ControlParameters) -> None:
+        """Refuse what :meth:`set_parameters` would refuse; nothing changes.
+
+        Raises:
+            ConfigurationError: another robot, or parameters that cannot work.
+        """
+        old = self.parameters
+        if (parameters.robot, parameters.limits) != (old.robot, old.limits):
+            raise ConfigurationError(
+                f"parameters robot, limits: fixed at {old.robot!r}, {old.limits!r}; got "
+                f"{parameters.robot!r}, {parameters.limits!r}"
+            )
+        self._motions.check_parameters(parameters)
 
     # -- what the arm says ------------------------------------------------------------------
 
@@ -200,8 +211,7 @@ class ChunkExecutor:
             start = self._reference.commanded(switch_ns)
             trimmed = self._queue.trim(chunk, switch_ns)
             base = self._reference.at_observation(chunk.observation_stamp_ns)
-            fresh = self._queue.fresh
-            plan = self._motions.make(chunk, trimmed, base, start, switch_ns, fresh)
+            plan = self._motions.make(chunk, trimmed, base, start, switch_ns)
             spent_ns = self._running.spent_ns(now_ns)
             if self._running.in_time(spent_ns, switch_ns - now_ns):
                 break
@@ -219,6 +229,7 @@ class ChunkExecutor:
         commands = NOTHING
         if enabled:
             self._motions.taken(plan, trimmed, switch_ns)
+            self._pending = None  # what is sent begins with it
             sent = self._running.run(motion, now_ns)
             at_end = self.parameters.gripper.due == "end"
             dues = ends if at_end else [switch_ns, *ends][:-1]
@@ -249,6 +260,7 @@ class ChunkExecutor:
             return NOTHING
         if not self._stops.any:
             return Commands(None, self._gripper.due(now_ns, inclusive=False))
+        self._gripper.clear()
         resync = self._stops.hold is not None and self._stops.hold.resync
         returning = self._running.returning and resync and not self._reference.problem(now_ns)
         if self._running.can_brake(now_ns) and not returning:
@@ -278,8 +290,10 @@ class ChunkExecutor:
         Raises:
             TrajectoryError: the arm would not play it, so that nothing has changed.
         """
-        own = self._running.is_own(stamp_ns, points.positions[-1])
-        if own or not self.parameters.enable_control:
+        if self._running.is_own(stamp_ns, points.positions[-1]):
+            return NOTHING
+        if not self.parameters.enable_control:
+            self._running.left_at = None  # others take the arm's controller elsewhere
             return NOTHING
         self._follow_clock(now_ns)
         joints = self.robot.joint_names
@@ -311,6 +325,7 @@ class ChunkExecutor:
         if not self.parameters.enable_control:
             return NOTHING
         self._follow_clock(now_ns)
+        self._pending = None
         refused = self._running.stopping
         self._interrupt(now_ns)
         self._gripper.clear()
@@ -382,23 +397,21 @@ class ChunkExecutor:
         problem = problem or self._reference.joints.motion()
         if problem:
             raise ResetRefused(problem)
-        hold = self._stops.hold
-        displaced = hold is not None and (hold.latched or hold.resync)
+        displaced = self._stops.displaced
         self._stops.clear()
         if displaced:
-            motion = self._reference.motion
             self.reset_reference(now_ns)
-            self._running.left_at = None if motion is None else motion.trajectory.end.position
         else:
             self._interrupt(now_ns)
 
     def reset_reference(self, now_ns: int) -> None:
         """Forget motion and chunks; the next joint state becomes the commanded one.
 
-        For an episode that starts anew with the arm somewhere else. What was wrong with the old
-        position is forgotten as well; a requested hold and the emergency stop stay.
+        For an arm that may be somewhere else than it was told to be. What was wrong with the old
+        position is forgotten as well; a requested hold and the emergency stop stay. The next motion
+        leaves the arm's controller time to come from where it was left.
         """
-        self._forget(now_ns)
+        self._leave(now_ns)
         self._stops.hold = None
         self._now_ns = now_ns
 
@@ -458,7 +471,11 @@ class ChunkExecutor:
         self._gripper.forget()
         self._motions.clear()
         self._pending = None
-        self._running.forget()
+
+    def _leave(self, not_before_ns: int | None) -> None:
+        """The same, but the arm's controller still rests where it was told to."""
+        self._running.leave()
+        self._forget(not_before_ns)
 
     def _follow_clock(self, now_ns: int) -> None:
         """Notice time that jumps back: a moving arm decelerates by the next tick's command."""
@@ -467,15 +484,20 @@ class ChunkExecutor:
             return
         state, moving = self._reference.playback.state(last), self._reference.moving(last)
         settles = (self._running.settled_ns - last) / NANOSECONDS
-        self._forget(None)
+        if self._stops.displaced:
+            self._leave(None)
+        else:  # a simulator's reset takes the arm's controller along
+            self._forget(None)
+            self._running.forget()
         if state is not None and moving:
             self._pending = self._running.ease_out(state, settles, now_ns)
 
     def _decelerate(self, now_ns: int) -> Commands:
         """Replace the running motion by the fastest stop."""
         self._gripper.clear()
+        pending, self._pending = self._pending, None
         if not self._running.can_brake(now_ns):
-            return NOTHING
+            return Commands(pending)
         self._interrupt(now_ns)
         return Commands(self._running.brake(now_ns))
 
@@ -486,9 +508,10 @@ class ChunkExecutor:
         if hold is None or not hold.resync or busy or self._reference.problem(now_ns):
             return NOTHING
         if self._reference.tracking is Tracking.TWIST:
-            self._reference.adopt()  # there is no position to bring back
-        if self._running.returning or self._reference.tracking is Tracking.TWIST:
-            hold.resync = False
+            self._reference.adopt()
+        placed = self._reference.motion is not None
+        if self._running.returning or self._reference.tracking is Tracking.TWIST or not placed:
+            hold.resync = False  # there is no position to bring back, or none any more
             if self._watchdog.recover(now_ns):
                 self._interrupt(now_ns)
             return NOTHING

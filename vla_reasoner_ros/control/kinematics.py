@@ -11,7 +11,7 @@ import numpy as np
 import pinocchio as pin
 from scipy.spatial.transform import Rotation
 
-from vla_reasoner_ros.control import kinematics_kernels as kernels
+from vla_reasoner_ros.control.kinematics_kernels import damped_solve, reach, toward_home, twists
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.errors import ConfigurationError, KinematicsError
 from vla_reasoner_ros.types import FloatArray
@@ -43,6 +43,11 @@ class Kinematics:
             and TCP are found in it by the robot's names, all other joints are locked at zero. When
             it has a frame named ``robot.base_frame``, poses are relative to that, else to its root.
 
+    Attributes:
+        robot: as given.
+        chain: (J + 1, 3, 11), the joints up to the TCP as
+            :mod:`vla_reasoner_ros.control.kinematics_kernels` takes them.
+
     Raises:
         ConfigurationError: the URDF is broken or lacks a joint or the TCP frame.
     """
@@ -54,8 +59,8 @@ class Kinematics:
         self._frame = self._model.getFrameId(robot.tcp_frame)
         self._base = _base_placement(self._model, self._data, robot.base_frame)
         self._base_rotation = self._base.rotation.T.copy()
-        self._chain = _chain(self._model, self._data, self._frame, self._base)
-        self._reach = float(np.linalg.norm(self._chain[:, :, 9], axis=1).sum())
+        self.chain = _chain(self._model, self._data, self._frame, self._base)
+        self._reach = float(np.linalg.norm(self.chain[:, :, 9], axis=1).sum())
 
     def compile(self) -> None:
         """Compile what is not compiled yet, so that no motion has to wait for it."""
@@ -92,8 +97,8 @@ class Kinematics:
         Returns:
             Positions in m, and twists (linear m/s over angular rad/s) in the base frame.
         """
-        positions, twists = kernels.twists(self._chain, _floats(joints), _floats(velocities))
-        return positions, twists
+        positions, moving = twists(self.chain, _floats(joints), _floats(velocities))
+        return positions, moving
 
     def inverse(
         self,
@@ -141,10 +146,10 @@ class Kinematics:
         upper = np.maximum(limits.position_max - margin, joints)
         if posture_gain > 0.0:
             wish = posture_gain * (self.robot.home - joints)
-            joints = joints + kernels.toward_home(self._chain, joints, wish)
+            joints = joints + toward_home(self.chain, joints, wish)
             joints = np.clip(joints, lower, upper)
         best = InverseSolution(
-            *kernels.reach(self._chain, target_position, target_rotation, joints, lower, upper)
+            *reach(self.chain, target_position, target_rotation, joints, lower, upper)
         )
         if best.position_error > position_tolerance or best.rotation_error > rotation_tolerance:
             raise KinematicsError(
@@ -207,7 +212,7 @@ class Kinematics:
         turn = here.rotation @ pin.log3(here.rotation.T @ there.rotation)
         error = np.concatenate([there.translation - here.translation, turn])
         jacobian = self.jacobian(joints)
-        return np.asarray(jacobian.T @ kernels.damped_solve(jacobian, error))
+        return np.asarray(jacobian.T @ damped_solve(jacobian, error))
 
     def fixed_to_tcp(self, link: str) -> tuple[FloatArray, Rotation]:
         """Where a link is in the frame of the TCP: translation (3,), m, and rotation.

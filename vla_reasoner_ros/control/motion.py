@@ -15,7 +15,14 @@ from vla_reasoner_ros.control.spline import (
     compile_kernels,
     limited_spline_to_rest,
 )
-from vla_reasoner_ros.control.stopping import brake, ease_out, ease_to, move_to
+from vla_reasoner_ros.control.stopping import (
+    EASE,
+    HEADROOM,
+    brake,
+    ease_out,
+    ease_to,
+    move_to,
+)
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.control.validator import (
     LimitViolation,
@@ -33,6 +40,7 @@ ACCELERATION_USAGE = 0.998
 COLLISION = "self-collision"
 BRAKING_INTERVALS = 2.0  # the last waypoint gets twice its time: constant deceleration to rest
 SPEED_ATTEMPTS = 5  # at keeping the TCP's speed limits
+EASES = (EASE, 0.7, HEADROOM)  # shares of the limits for a stop from a state known roughly
 SPEED_STEP = 1.02  # slower than the ratio of speed to limit asks for
 
 
@@ -71,6 +79,15 @@ class MotionPlanner:
         Raises:
             ConfigurationError: the workspace is empty.
         """
+        self._workspace = self.workspace(parameters)
+        self._parameters = parameters
+
+    def workspace(self, parameters: MotionParameters) -> Workspace:
+        """The box that parameters leave the TCP: the robot file's where they name none.
+
+        Raises:
+            ConfigurationError: it is empty.
+        """
         box = self._robot.workspace
         workspace = Workspace(
             np.array(parameters.workspace_min or box.min),
@@ -81,8 +98,7 @@ class MotionPlanner:
                 f"parameters motion.workspace_min, motion.workspace_max: expected the first below "
                 f"the second, got {workspace.min.tolist()} and {workspace.max.tolist()}"
             )
-        self._parameters = parameters
-        self._workspace = workspace
+        return workspace
 
     def through(
         self, start: MotionState, waypoints: FloatArray, intervals: FloatArray
@@ -182,8 +198,16 @@ class MotionPlanner:
         return brake(self._robot.joint_names, start, self._robot.limits)
 
     def ease_out(self, start: MotionState, least: float) -> JointTrajectory:
-        """To rest gently in ``least`` s or more, from a state that is known roughly."""
-        return ease_out(self._robot.joint_names, start, self._robot.limits, least)
+        """To rest gently in ``least`` s or more, from a state that is known roughly.
+
+        Where that would take more room than there is before a position limit, less gently.
+        """
+        limits = self._robot.limits
+        for share in EASES:
+            motion = ease_out(self._robot.joint_names, start, limits, least, share)
+            if joint_violation(motion, limits) is None:
+                break
+        return motion
 
     def ease_out_of_return(
         self, start: MotionState, measured: FloatArray, delay: float

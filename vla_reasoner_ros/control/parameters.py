@@ -125,7 +125,7 @@ class MotionParameters:
     first_motion_factor: float = parameter(
         0.2,
         "speed_factor of slow moves: to the first waypoint of an absolute chunk after a start or "
-        "a reset, and back to the measured position after a tracking error.",
+        "a stop, and back to the measured position after a tracking error.",
         minimum=0.01,
         maximum=1.0,
     )

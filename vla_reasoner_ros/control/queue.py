@@ -103,11 +103,6 @@ class ChunkQueue:
         self._not_before_ns = now_ns
 
     @property
-    def fresh(self) -> bool:
-        """Whether no chunk has been taken since the start or the last :meth:`clear`."""
-        return self._observation_ns is None
-
-    @property
     def sequence(self) -> int:
         """The sequence number of the newest chunk taken; 0 before the first."""
         return self._sequence

@@ -68,6 +68,13 @@ class RunningMotion:
         self.settled_ns = 0
         self.left_at: FloatArray | None = None
 
+    def leave(self) -> None:
+        """There is no motion any more, but the arm's controller still rests where it ended."""
+        motion = self._reference.motion
+        left_at = self.left_at if motion is None else motion.trajectory.end.position
+        self.forget()
+        self.left_at = left_at
+
     def run(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
         """Make a motion the running one; what is to be sent for it."""
         settled_ns = motion.start_ns if self._reference.motion is None else self.settled_ns
@@ -96,8 +103,8 @@ class RunningMotion:
     def switch_ns(self, now_ns: int) -> int:
         """When a chunk's motion takes over.
 
-        After a reset the arm's controller gets as long for its way to where the arm is as a slow
-        motion takes.
+        Where the arm's controller was left somewhere, it gets as long for its way to where the arm
+        is as a slow motion takes.
 
         Raises:
             ChunkRejected: that way would break a limit.
@@ -108,7 +115,10 @@ class RunningMotion:
             try:
                 way = self._way_back(start)
             except TrajectoryError as error:
-                text = f"the arm's way from where it was told to be to where it is: {error}"
+                text = (
+                    f"the arm's way from where it was told to be to where it is: {error}; if "
+                    "others have commanded it since, clean this node up and configure it anew"
+                )
                 raise ChunkRejected(RejectionReason.LIMIT, text) from error
             lead_ns = max(lead_ns, round(way.duration * NANOSECONDS))
         return max(now_ns + lead_ns, self.settled_ns)

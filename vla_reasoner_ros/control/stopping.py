@@ -106,16 +106,17 @@ def ease_out(
     start: MotionState,
     limits: JointLimits,
     least: float = MIN_DURATION,
+    share: float = EASE,
 ) -> JointTrajectory:
-    """To rest in one quintic, at a part of what the limits allow.
+    """To rest in one quintic, at a share of the acceleration and jerk that the limits allow.
 
     For a state that is known roughly, as after a jump of the clock: only the end is sent, and the
     arm's controller interpolates to it from where it really is. It takes ``least`` s or longer.
     """
     duration = max(
-        float(np.max(1.5 * np.abs(start.velocity) / (EASE * limits.acceleration))),
-        float(np.sqrt(np.max(6.0 * np.abs(start.velocity) / (EASE * limits.jerk)))),
-        float(np.max(np.abs(start.acceleration) / (0.1 * EASE * limits.jerk))),
+        float(np.max(1.5 * np.abs(start.velocity) / (share * limits.acceleration))),
+        float(np.sqrt(np.max(6.0 * np.abs(start.velocity) / (share * limits.jerk)))),
+        float(np.max(np.abs(start.acceleration) / (0.1 * share * limits.jerk))),
         least,
     )
     way = duration * (start.velocity / 2.0 + duration * start.acceleration / 12.0)

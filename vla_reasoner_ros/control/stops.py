@@ -49,6 +49,11 @@ class Stops:
         """Whether there is anything."""
         return self.latched or bool(self.requested) or self.hold is not None
 
+    @property
+    def displaced(self) -> bool:
+        """Whether the arm may be somewhere else than it was told to be."""
+        return self.hold is not None and (self.hold.latched or self.hold.resync)
+
     def clear(self) -> None:
         """There is nothing any more."""
         self.requested, self.emergency, self.latched, self.hold = "", False, False, None

@@ -65,10 +65,7 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         for kind, topic, callback, profile in (
             (ActionChunk, "action_chunk", self._chunk_came, qos.COMMAND),
             (JointState, "joint_states", self._joints_came, qos.sensor("best_effort", 10)),
-            # Twice, since a latched subscription does not match an unlatched publisher, and a
-            # stop must be heard from both.
-            (Bool, "estop", self._emergency_stop, qos.LATCHED),
-            (Bool, "estop", self._emergency_stop, qos.COMMAND),
+            *((Bool, "estop", self._emergency_stop, profile) for profile in qos.STOPS),
         ):
             self.create_subscription(
                 kind,
@@ -114,6 +111,14 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         if outputs is not None:
             outputs.close()
         self.__dict__.pop("_executor", None)
+
+    def check_parameters(self, parameters: ArmControllerParameters) -> None:
+        """What depends on the robot: its workspace."""
+        self._executor.check_parameters(parameters)
+
+    def clock_jumped_back(self, seconds: float) -> None:
+        """A moving arm decelerates at once, before anything of the new time comes."""
+        self._tick()
 
     def parameters_changed(self, parameters: ArmControllerParameters) -> None:
         """Motions from the next one on follow the new parameters."""

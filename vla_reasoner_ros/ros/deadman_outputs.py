@@ -15,6 +15,7 @@ from rclpy.task import Future
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_reasoner_ros.control.commands import NANOSECONDS, TimedTrajectory
+from vla_reasoner_ros.control.echo import as_played
 from vla_reasoner_ros.control.outputs import ARM_OUTPUTS
 from vla_reasoner_ros.control.robots import Robot
 from vla_reasoner_ros.control.stopping import ease_out
@@ -232,8 +233,7 @@ class StreamStop(StopAdapter):
         now_ns = self.node.now_ns()
         if self._stopping and now_ns != self._said_ns:
             self._stopping = self._since_ns <= now_ns <= self._end_ns
-            if self._stopping:
-                self._say(now_ns)
+            self._say(now_ns)
         return ""
 
     @property
@@ -249,7 +249,9 @@ class StreamStop(StopAdapter):
 
     def _say(self, now_ns: int) -> None:
         self._said_ns = now_ns
-        message = self.message(self._last, (now_ns - self._since_ns) / NANOSECONDS)
+        # Where the clock jumped, either way, what is said is the end.
+        said_ns = now_ns if self._stopping else self._end_ns
+        message = self.message(self._last, (said_ns - self._since_ns) / NANOSECONDS)
         message.header.frame_id = self._last.header.frame_id
         message.header.stamp = to_stamp(now_ns + OWN_NS)
         self._sent.append(now_ns + OWN_NS)
@@ -293,8 +295,12 @@ class TwistStop(StreamStop):
 
     def watch(self, message: JointTrajectory) -> None:
         """Know how fast the joints are."""
-        self._motion = TimedTrajectory(
-            to_nanoseconds(message.header.stamp), trajectory_from_message(message)
+        self._motion = as_played(
+            self.robot.joint_names,
+            trajectory_from_message(message),
+            to_nanoseconds(message.header.stamp),
+            self.node.now_ns(),
+            lambda time_ns: None if self._motion is None else self._motion.at(time_ns),
         )
 
     def heard(self) -> None:

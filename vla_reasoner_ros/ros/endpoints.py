@@ -96,7 +96,12 @@ class Endpoints:
         self._known.clear()
 
     def report(self) -> Report:
-        """What the middleware said: WARN where something went wrong since the last report."""
+        """What the middleware said.
+
+        WARN where a deadline or messages were missed since the last report, and from the first
+        incompatible peer until :meth:`clear`, since nobody tells when it has gone; ERROR while no
+        publisher of a topic is alive.
+        """
         values: dict[str, Any] = {}
         said = []
         level = Level.OK

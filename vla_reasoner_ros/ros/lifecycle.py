@@ -134,6 +134,7 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
             self,
             self.parameters_class,
             lambda: self.state != UNCONFIGURED,
+            self._check_parameters,
             self._parameters_changed,
         )
         change_state = self._service_change_state
@@ -179,6 +180,13 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
 
         Called once after every configure. Subscriptions, timers, services, clients, publishers and
         diagnostics made through the node are removed after it and need no mention.
+        """
+
+    def check_parameters(self, parameters: P) -> None:
+        """Refuse parameters that cannot work with what was loaded; called before they are set.
+
+        Raises:
+            ConfigurationError: which, what was expected and what came.
         """
 
     def parameters_changed(self, parameters: P) -> None:
@@ -407,6 +415,12 @@ class LifecycleNode(LifecycleNodeMixin, Node, Generic[P]):
                     return response
 
         return call
+
+    def _check_parameters(self, parameters: P) -> None:
+        if self._configured:  # else configure says what is wrong
+            with self.exclusive:
+                if self._configured:
+                    self.check_parameters(parameters)
 
     def _parameters_changed(self, parameters: P) -> None:
         if self._configured:  # else configure looks for itself, and nobody waits for it

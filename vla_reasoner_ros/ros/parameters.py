@@ -85,6 +85,7 @@ class NodeParameters(Generic[P]):
         node: the node.
         cls: a parameter dataclass.
         locked: whether the parameters declared ``read_only`` are fixed now.
+        check: called with a snapshot before it is set; refuses it by a ConfigurationError.
         on_change: called with the new snapshot after it has been set.
     """
 
@@ -93,10 +94,12 @@ class NodeParameters(Generic[P]):
         node: Node,
         cls: type[P],
         locked: Callable[[], bool],
+        check: Callable[[P], None],
         on_change: Callable[[P], None],
     ) -> None:
         self._node = node
         self._locked = locked
+        self._further_check = check
         self._on_change = on_change
         self._declarations = {d.name: d for d in declarations(cls)}
         self._problems: dict[str, str] = {}
@@ -179,7 +182,9 @@ class NodeParameters(Generic[P]):
                     f"first; it is {current[name]!r}, got {value!r}",
                 )
         try:
-            replace(self._value, values)
+            changed = replace(self._value, values)
+            if values:
+                self._further_check(changed)
         except ConfigurationError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)

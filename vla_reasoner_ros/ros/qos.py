@@ -24,6 +24,14 @@ def _profile(
 COMMAND = _profile(1, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 """Action chunks, trajectories and gripper commands: the newest counts, none is lost."""
 
+STOPS = tuple(
+    _profile(100, ReliabilityPolicy.RELIABLE, durability)
+    for durability in (DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE)
+)
+"""The two subscriptions to ``estop``: a latched one does not match an unlatched publisher, and a
+stop must be heard from both. Every message counts: a button that was pressed and let go of while
+the node was busy has stopped the arm."""
+
 STATE = _profile(10, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 """What our own nodes publish about themselves: joint states, observations, statistics, status."""
 

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
+import numpy as np
 from geometry_msgs.msg import PoseStamped, Twist, TwistStamped, Vector3
 
 from vla_reasoner_ros.control.commands import TimedTrajectory
@@ -39,6 +40,7 @@ class CartesianStream(ArmAdapter):
         node = self.node
         self.sampler = LinkSampler(self.executor.kinematics, self.declared.link)
         self._motion: TimedTrajectory | None = None
+        self._sampled_ns = 0
         self._sent: deque[int] = deque(maxlen=REMEMBERED)
         self._period = 1.0 / self.parameters.rate
         self._motions = MotionTopic(node)
@@ -60,7 +62,7 @@ class CartesianStream(ArmAdapter):
 
     def send(self, motion: TimedTrajectory) -> None:
         """Sample this one from now on."""
-        self._motion = motion
+        self._motion, self._sampled_ns = motion, motion.start_ns
         self._motions.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
         self._sample()
 
@@ -73,12 +75,16 @@ class CartesianStream(ArmAdapter):
         self._motion = None
 
     def _sample(self) -> None:
-        now_ns, motion = self.node.now_ns(), self._motion
-        if motion is None or now_ns < motion.start_ns:
+        now_ns, motion, before_ns = self.node.now_ns(), self._motion, self._sampled_ns
+        if motion is None:
             return
-        if now_ns > motion.end_ns + REST_NS:
-            self._motion = None
-            return
+        rested = before_ns > motion.end_ns
+        if now_ns < before_ns:  # the clock jumped back: it goes on from where it was
+            motion = TimedTrajectory(motion.start_ns + now_ns - before_ns, motion.trajectory)
+        over = now_ns > motion.end_ns + REST_NS
+        self._motion, self._sampled_ns = None if over else motion, now_ns
+        if over and rested:
+            return  # else the clock jumped, and the end has not been said yet
         self._sent.append(now_ns)
         self._publisher.publish(self.message(motion.at(now_ns), now_ns))
 
@@ -111,7 +117,16 @@ class PoseStream(CartesianStream):
     topic = "pose_command"
     kind = PoseStamped
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._quaternion = np.zeros(4)
+
     def message(self, state: MotionState, now_ns: int) -> PoseStamped:
-        """Pose of the link."""
-        pose = pose_to_message(*self.sampler.pose(state))
+        """Pose of the link, its quaternion on the side of the last one.
+
+        Both signs are the same rotation, but a driver may interpolate the numbers.
+        """
+        position, quaternion = self.sampler.pose(state)
+        self._quaternion = -quaternion if quaternion @ self._quaternion < 0.0 else quaternion
+        pose = pose_to_message(position, self._quaternion)
         return PoseStamped(header=header(now_ns, self.executor.robot.base_frame), pose=pose)

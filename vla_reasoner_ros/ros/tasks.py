@@ -67,8 +67,7 @@ class TaskServer:
         node = self._node
         self._instructions = node.create_lifecycle_publisher(String, "instruction", qos.LATCHED)
         stop = node.guarded("estop", self._emergency_stop)
-        # Twice, since a latched subscription does not match an unlatched publisher.
-        for profile in (qos.LATCHED, qos.COMMAND):
+        for profile in qos.STOPS:
             node.create_subscription(Bool, "estop", stop, profile, callback_group=node.work)
         for kind, name, answer in (
             (Trigger, "~/start", self._start),

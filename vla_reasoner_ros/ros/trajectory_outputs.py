@@ -12,6 +12,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_reasoner_ros.control.commands import TimedTrajectory
 from vla_reasoner_ros.control.goals import Failure, Goals
+from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
 from vla_reasoner_ros.ros.conversions import trajectory_from_message, trajectory_to_message
@@ -47,15 +48,21 @@ class TrajectoryTopic(ArmAdapter):
 
 
 def listen_to_trajectories(adapter: ArmAdapter) -> None:
-    """Tell the executor of every message on the controller's topic."""
+    """Tell the executor of every message on the controller's topic.
+
+    One without velocities or accelerations, which the controller may play all the same, stops the
+    arm like any other that is not the executor's own.
+    """
 
     def heard(message: JointTrajectory) -> None:
-        commands = adapter.executor.heard(
-            trajectory_from_message(message),
-            to_nanoseconds(message.header.stamp),
-            adapter.node.now_ns(),
-        )
-        adapter.publish(commands)
+        now_ns = adapter.node.now_ns()
+        try:
+            points = trajectory_from_message(message)
+        except TrajectoryError:
+            adapter.publish(adapter.executor.intruded(now_ns))
+            raise
+        stamp_ns = to_nanoseconds(message.header.stamp)
+        adapter.publish(adapter.executor.heard(points, stamp_ns, now_ns))
 
     adapter.node.create_subscription(
         JointTrajectory,
