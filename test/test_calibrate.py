@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import recordings
+import yaml
 
 from vla_reasoner_ros import cli
 from vla_reasoner_ros.components import ComponentParameters, load_components
@@ -23,6 +24,7 @@ from vla_reasoner_ros.evaluation.calibration_rules import Calibration, budget, g
 from vla_reasoner_ros.evaluation.done import ValueSeries
 from vla_reasoner_ros.evaluation.replay_settings import read_parameter_file
 from vla_reasoner_ros.parameters import build
+from vla_reasoner_ros.priors.kde import KdePrior
 from vla_reasoner_ros.search.parameters import SearchParameters
 
 LARGE = recordings.CONTRACT.replace("height: 24, width: 32", "height: 96, width: 96")
@@ -63,9 +65,13 @@ EXACT = (0.0, 0.0, 0.0, 0.0)
 NOTHING = (5.0, 5.0, 5.0, 5.0)
 
 
-def advised(logs, components, confidence=0.7, **changed):
+def advised(logs, components, confidence=0.7, prior_options=None, **changed):
     found = calibrate.calibrate(
-        logs, components, SearchParameters(**changed), confidence=confidence
+        logs,
+        components,
+        SearchParameters(**changed),
+        prior_options=prior_options,
+        confidence=confidence,
     )
     return {advice.name: advice for advice in found.advice}, found
 
@@ -279,7 +285,7 @@ def test_what_is_written_is_what_the_planner_loads(components, tmp_path):
     _, found = advised(logs_of(0.7, (1.0, 1.0, 0.01, 1.0)), components, alpha=0.9)
     assert set(found.parameters()) == {"search.depth", "search.alpha"}
     found.bandwidth = 0.5
-    for path, content in parameter_file(found, tmp_path, "mixture").items():
+    for path, content in parameter_file(found, tmp_path, "mixture", {}).items():
         path.write_bytes(content)
     values = read_parameter_file(tmp_path / "calibrated.yaml")
     search = {name: v for name, v in values.items() if name.startswith("search.")}
@@ -290,6 +296,70 @@ def test_what_is_written_is_what_the_planner_loads(components, tmp_path):
         ComponentParameters(world_model="latent", prior_options=values["planner.prior_options"])
     )
     assert again.prior.name == "mixture"
+
+
+# The bandwidth.
+
+
+def demonstrated(count=400, **options):
+    """Macro-actions that a KDE with such options drew, each around a reference of its own."""
+    rng = np.random.default_rng(0)
+    prior = KdePrior(**options)
+    own = np.zeros((count, 4, 7))
+    own[..., :3] = rng.normal(0.0, 0.01, (count, 1, 3))
+    drawn = prior.sample(own, 1, rng).actions[:, 0]
+    return Logs(actions=list(zip(own, drawn, strict=True)))
+
+
+NEAR = {"neighbours": 32, "bandwidth": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("prior", "options", "calibrated"),
+    [
+        ("kde", NEAR, {"neighbours": 32, "bandwidth": 0.5}),
+        (
+            "mixture",
+            {"weights": {"kde": 1.0, "primitives": 3.0}, "options": {"kde": NEAR}},
+            {
+                "weights": {"kde": 1.0, "primitives": 3.0},
+                "options": {"kde": {"neighbours": 32, "bandwidth": 0.5}},
+            },
+        ),
+    ],
+    ids=["kde", "mixture"],
+)
+def test_the_bandwidth_is_compared_with_the_users_and_all_else_stays(
+    components, tmp_path, prior, options, calibrated
+):
+    user = dataclasses.replace(components, names={"prior": prior})
+    logs = demonstrated(neighbours=32, bandwidth=0.5)
+    advice, found = advised(logs, user, prior_options=options)
+    assert advice["bandwidth"].value == 0.5
+    assert "against 2 " in advice["bandwidth"].why
+    files = parameter_file(found, tmp_path, prior, options)
+    assert yaml.safe_load(files[tmp_path / "prior.yaml"]) == calibrated
+
+
+def test_a_bandwidth_of_the_users_own_that_fits_is_kept(components):
+    user = dataclasses.replace(components, names={"prior": "kde"})
+    logs = demonstrated(bandwidth=1.2)
+    advice, found = advised(logs, user, prior_options={"bandwidth": 1.2})
+    assert advice["bandwidth"].value is None
+    assert 1.2 in found.curves["bandwidth"]["factor"]
+
+
+def test_a_mixture_without_kernels_has_no_bandwidth(components):
+    options = {"weights": {"gaussian": 1.0}}
+    advice, _ = advised(demonstrated(), components, prior_options=options)
+    assert advice["bandwidth"].why == "the prior has no kernels"
+
+
+def test_the_usual_mixture_keeps_its_neighbours(components, tmp_path):
+    _, found = advised(demonstrated(neighbours=256, bandwidth=0.25), components)
+    files = parameter_file(found, tmp_path, "mixture", {})
+    written = yaml.safe_load(files[tmp_path / "prior.yaml"])
+    assert written == {"options": {"kde": {"neighbours": 256, "bandwidth": 0.25}}}
 
 
 # The stop rule.

@@ -26,6 +26,7 @@ variants:
 
 def written(tmp_path, text):
     path = tmp_path / "example.yaml"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     return path
 
@@ -119,6 +120,65 @@ def test_every_variant_is_compared_on_the_same_scenes_and_nothing_is_run_twice(
     assert run == []
     with pytest.raises(ConfigurationError, match="made with other overrides"):
         ablate.run(parsed(*words, "--set", "search.alpha=0"))
+
+
+def ablated(tmp_path, monkeypatch, *words):
+    """The jobs of an ablation, none of which is run, and its results."""
+    run = []
+
+    def run_cases(jobs, engine):
+        run.extend(jobs)
+        return ((job, outcome(job)) for job in jobs)
+
+    monkeypatch.setattr(ablate, "run_cases", run_cases)
+    out = tmp_path / "out"
+    given = [str(written(tmp_path, EXAMPLE)), "--out", str(out), "--tasks", "lift_green"]
+    assert ablate.run(parsed(*given, "--episodes", "2", *words)) == 0
+    return run, json.loads((out / "example.json").read_text())
+
+
+def test_what_is_set_for_all_is_set_for_the_policy_that_they_are_compared_with(
+    tmp_path, monkeypatch
+):
+    run, results = ablated(tmp_path, monkeypatch, "--set", "search.executed=2")
+    assert len(run) == 3 * 2
+    assert all(job.settings.overrides["search.executed"] == 2 for job in run)
+    assert results["variants"][0]["set"] == {"search.executed": 2}
+    kept = (tmp_path / "out" / "policy.episodes.jsonl").read_text().splitlines()
+    assert json.loads(kept[0])["overrides"] == {"search.executed": 2}
+    with pytest.raises(ConfigurationError, match=r"policy.*made with other overrides"):
+        ablated(tmp_path, monkeypatch)
+
+
+def test_variants_are_compared_on_scenes_for_tuning_and_those_for_training_are_said(
+    tmp_path, monkeypatch, capsys
+):
+    _, results = ablated(tmp_path / "tuning", monkeypatch, "--seed-start", "51000")
+    assert "warning" not in results["facts"]
+    assert "warning: " not in capsys.readouterr().err
+    _, results = ablated(tmp_path / "training", monkeypatch, "--seed-start", "99999")
+    said = "seeds 100000 to 100000 are of the range for training"
+    assert said in results["facts"]["warning"]
+    assert f"warning: {said}" in capsys.readouterr().err
+    assert f"- warning: {said}" in (tmp_path / "training" / "out" / "example.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("search.dept=1", r"--set: parameter search\.dept: .*did you mean search\.depth"),
+        ("planner.polic=pi0", r"--set: parameter planner\.polic: .*planner\.policy"),
+        ("search.samples=0", r"--set: parameter search\.samples: expected at least 1"),
+        ("search.reuse=true", "--set, ablation example: variant 'other': "),
+    ],
+)
+def test_what_is_set_for_all_is_checked_before_anything_runs(setting, message, tmp_path):
+    path = written(
+        tmp_path, EXAMPLE.replace("deep: {}", "deep: {}\n  other: {set: {search.method: cem}}")
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        ablate.run(parsed(str(path), "--set", setting, "--out", str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_tasks_are_checked_before_anything_runs(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from vla_reasoner_ros.control.commands import Commands, TimedTrajectory
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.errors import ConfigurationError
-from vla_reasoner_ros.evaluation import arms, evaluate, real_time
+from vla_reasoner_ros.evaluation import arms, evaluate, real_time, runs
 from vla_reasoner_ros.evaluation.closed_loop import run_episode
 from vla_reasoner_ros.evaluation.records import CommandCounts
 from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
@@ -94,6 +94,34 @@ def test_a_wrong_setting_is_refused_before_anything_runs(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (49_998, ""),
+        (49_999, "seeds 50000 to 50000 are of the range for tuning"),
+        (100_000, "seeds 100000 to 100001 are of the range for training"),
+    ],
+)
+def test_scenes_that_were_trained_or_tuned_on_are_said(first, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        evaluate, "run_cases", lambda jobs, engine: ((job, summary(job.case)) for job in jobs)
+    )
+    path = tmp_path / "out.json"
+    words = ["--json", str(path), "--arms", "policy", "--tasks", "lift_green", "--episodes", "2"]
+    assert evaluate.run(parsed(*words, "--seed-start", str(first))) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    facts = json.loads(path.read_text())["facts"]
+    report = path.with_suffix(".md").read_text()
+    if said:
+        assert warnings == [f"warning: {facts['warning']}"]
+        assert said in facts["warning"]
+        assert f"- warning: {said}" in report
+    else:
+        assert warnings == []
+        assert "warning" not in facts
+        assert "warning" not in report
+
+
 def test_an_arm_is_what_it_is_whatever_the_user_sets():
     overrides = {"search.method": "cem", "search.simulations": 32, "planner.value": "progress"}
     assert arms.search_parameters("best_of_n", overrides).method == "best_of_n"
@@ -151,6 +179,43 @@ def test_episodes_of_other_settings_are_not_mixed_in(tmp_path):
     with pytest.raises(ConfigurationError, match="made with other overrides"):
         EpisodeStore(path, other)
     assert CASES[0] not in EpisodeStore(path, other, fresh=True)
+
+
+def test_episodes_of_another_options_file_are_not_mixed_in(tmp_path):
+    options = tmp_path / "prior.yaml"
+    options.write_text("bandwidth: 1.0")
+    path = tmp_path / "out.episodes.jsonl"
+    settings = Settings(overrides={"planner.prior_options": str(options)})
+    EpisodeStore(path, settings).add(CASES[0], summary(CASES[0]))
+    assert CASES[0] in EpisodeStore(path, settings)
+    options.write_text("bandwidth: 2.0")
+    with pytest.raises(ConfigurationError, match="made with other options_files; give another"):
+        EpisodeStore(path, settings)
+    options.unlink()
+    with pytest.raises(ConfigurationError, match=r"prior\.yaml: No such file"):
+        EpisodeStore(path, settings)
+
+
+def test_episodes_of_other_defaults_or_another_version_are_not_mixed_in(tmp_path, monkeypatch):
+    path = tmp_path / "out.episodes.jsonl"
+    EpisodeStore(path, Settings()).add(CASES[0], summary(CASES[0]))
+    written = path.read_text()
+    header, episode = written.splitlines()
+    for name, value in (("search.depth", 99), ("planner.prior", "kde")):
+        known = json.loads(header)
+        known["parameters"][name] = value
+        path.write_text(f"{json.dumps(known)}\n{episode}\n")
+        with pytest.raises(ConfigurationError, match="made with other parameters; give"):
+            EpisodeStore(path, Settings())
+    known = json.loads(header)
+    del known["version"], known["parameters"], known["options_files"]
+    path.write_text(f"{json.dumps(known)}\n{episode}\n")
+    with pytest.raises(ConfigurationError, match="other version, parameters, options_files; give"):
+        EpisodeStore(path, Settings())
+    path.write_text(written)
+    monkeypatch.setattr(runs, "__version__", "99.0.0")
+    with pytest.raises(ConfigurationError, match="made with other version; give"):
+        EpisodeStore(path, Settings())
 
 
 def test_the_same_seed_gives_the_same_episode():

@@ -1,12 +1,17 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 from test_encoder import observe, save_tiny
 
+from vla_reasoner_ros import cli
+from vla_reasoner_ros.data.episodes import EpisodeWriter
 from vla_reasoner_ros.errors import ConfigurationError, ModelError
 from vla_reasoner_ros.sim.world import ACTION_SPEC
-from vla_reasoner_ros.training.world_model import Sequences, dynamics_loss
+from vla_reasoner_ros.training.latents import EpisodeLatents
+from vla_reasoner_ros.training.world_model import Sequences, dynamics_loss, from_episodes
 from vla_reasoner_ros.types import ActionSpec
 from vla_reasoner_ros.weights import save_model
 from vla_reasoner_ros.world_models.encoder import LatentLayout, rotation_matrix
@@ -239,6 +244,50 @@ def test_training_learns_that_a_held_block_moves_with_the_hand():
     trained = dynamics_loss(network, batch)
     assert trained["moved_m_1"] < 0.5 * untrained["moved_m_1"]
     assert trained["still_m_1"] < 0.005
+
+
+def latents_of(steps):
+    """An episode in which nothing happens."""
+    still = np.zeros((steps, LAYOUT.width), np.float32)
+    return EpisodeLatents(
+        task="lift_green",
+        success=True,
+        sentence=np.zeros(384, np.float32),
+        actions=np.zeros((steps, 7), np.float32),
+        progress=np.zeros(steps, np.float32),
+        encoded=still,
+        true=still,
+    )
+
+
+def test_episodes_give_windows_as_long_as_branched_decisions_look_ahead():
+    windows = from_episodes([latents_of(5), latents_of(12)], horizons=2)
+    assert len(windows) == 2  # from steps 0 and 2 of the longer one
+    assert windows.actions.shape == (2, 2, 4, 7)
+    assert windows.true.shape == (2, 3, LAYOUT.width)
+
+
+def test_episodes_that_are_all_too_short_are_refused():
+    expected = "one of at least 9 steps.*the longest of 2 has 8"
+    with pytest.raises(ConfigurationError, match=expected):
+        from_episodes([latents_of(5), latents_of(8)], horizons=2)
+
+
+def test_episodes_of_another_convention_are_not_learned_from(tmp_path, capsys):
+    save_tiny(tmp_path)
+    for seed in range(30):
+        writer = EpisodeWriter(dataclasses.replace(ACTION_SPEC, dt=0.2))
+        writer.append(observe(), np.zeros(7), 0.0)
+        writer.write(
+            tmp_path / "episodes" / f"{seed}.safetensors",
+            task="lift_green",
+            seed=seed,
+            success=True,
+            kind="expert",
+        )
+    words = ["train", "world-model", "--models", tmp_path, "--episodes", tmp_path / "episodes"]
+    assert cli.main([str(word) for word in words]) == cli.EXIT_ERROR
+    assert "dt: the recording has 0.2 s, the simulator has 0.1 s" in capsys.readouterr().err
 
 
 def test_the_shipped_model_has_the_demo_robots_convention():

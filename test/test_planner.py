@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from vla_reasoner_ros.errors import InstructionError, ObservationError
+from vla_reasoner_ros.errors import ConfigurationError, InstructionError, ObservationError
 from vla_reasoner_ros.planner import Planner, StateMatcher
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.types import (
@@ -63,7 +63,12 @@ class HeldDecider:
     def reset(self):
         self.resets += 1
 
+    def check(self, parameters):
+        if parameters.executed > 8:
+            raise ConfigurationError("parameter executed: too many")
+
     def set_parameters(self, parameters):
+        self.check(parameters)
         self.parameters.append(parameters)
 
 
@@ -162,6 +167,28 @@ def test_parameters_change_between_two_decisions(rig):
     rig.planner.offer(observation(1200))
     assert rig.asked() == 1200
     assert rig.decider.parameters == [changed]
+
+
+def test_refused_parameters_leave_the_old_ones_in_force(rig):
+    rig.planner.offer(observation(1000))
+    rig.let_go()
+    rig.asked()
+    refused = SearchParameters(executed=12)
+    with pytest.raises(ConfigurationError, match="executed"):
+        rig.planner.check(refused)
+    rig.planner.change(refused)
+    assert isinstance(rig.errors.get(timeout=5), ConfigurationError)
+    rig.planner.offer(observation(1300))
+    rig.idle()
+    rig.planner.offer(observation(1400))
+    assert rig.asked() == 1400
+
+
+def test_checking_parameters_does_not_wait_for_the_decision(rig):
+    rig.planner.offer(observation(1000))
+    rig.asked()
+    rig.planner.check(SearchParameters(executed=2))
+    assert rig.decider.parameters == []
 
 
 def test_an_error_is_told_and_the_next_observation_starts_clean(rig):

@@ -204,6 +204,12 @@ def test_parameters_change_all_or_none(searching):
     assert kept["search.alpha"] <= 1.0
 
 
+def test_what_the_policys_chunk_cannot_serve_is_refused_and_the_old_value_stays(searching):
+    with pytest.raises(GraphError, match=r"executed.*50"):
+        searching.client.set_parameters(PLANNER, {"search.executed": 50})
+    searching.decide()
+
+
 def test_a_component_is_fixed_once_configured(searching):
     with pytest.raises(GraphError, match="fixed once the node is configured"):
         searching.client.set_parameters(PLANNER, {"planner.policy": "another"})

@@ -163,6 +163,19 @@ def test_a_mixture_shares_its_candidates_by_weight():
     assert MixturePrior(several).proposals == 8
 
 
+def test_the_weights_of_a_density_over_fewer_numbers_leave_the_density_alone():
+    usual = MixturePrior()
+    other = MixturePrior({"gaussian": 0.25, "kde": 0.75}, {"kde": {"neighbours": 256}})
+    around = np.tile([0.005, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], (3, 4, 1))
+    drawn = usual.sample(around, 32, np.random.default_rng(0))
+    assert drawn.origins.count("kde") == 8
+    for prior in (usual, other):
+        change = prior.log_density(drawn.actions, around) - GaussianPrior().log_density(
+            drawn.actions, around
+        )
+        np.testing.assert_allclose(change, change[0, 0], atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [

@@ -12,6 +12,7 @@ import pytest
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameters import build
 from vla_reasoner_ros.policies.base import PolicySpec
+from vla_reasoner_ros.priors.base import Prior
 from vla_reasoner_ros.priors.gaussian import GaussianPrior
 from vla_reasoner_ros.priors.space import DEFAULT_SPEC
 from vla_reasoner_ros.reasoner import Reasoner
@@ -284,6 +285,72 @@ def test_parameters_change_between_decisions_only():
     with pytest.raises(ConfigurationError, match="depth"):
         agent.set_parameters(build(SearchParameters, {"depth": 50}))
     assert agent.parameters == changed
+
+
+@pytest.mark.parametrize(
+    ("values", "most"),
+    [
+        ({"widening__enabled": False}, 1.0),
+        ({"method": "best_of_n"}, 1.0),
+        ({"widening__shrink": 0.9}, 1.0 + 0.9 + 0.9**2 + 0.9**3),
+    ],
+)
+def test_alpha_shortens_every_step_from_the_policy_and_widening_takes_several(values, most):
+    class Ahead(GaussianPrior):
+        """Draws one centimetre further along x."""
+
+        sample_with_reference = Prior.sample_with_reference
+
+        def sample(self, reference, count, rng):
+            drawn = super().sample(reference, count, rng)
+            actions = np.repeat(reference[:, None], count, axis=1)
+            actions[..., 0] += 0.01
+            return dataclasses.replace(drawn, actions=actions)
+
+    class Along(Nearness):
+        def evaluate(self, slots):
+            return self.world_model.positions[slots, 0][None]
+
+    agent = reasoner(prior=Ahead(), value=Along(), alpha=0.6, depth=1, **values)
+    decision = agent.decide(observation())
+    moved = decision.chunk.actions[0, 0] - decision.policy_chunk.actions[0, 0]
+    assert moved == pytest.approx(0.4 * 0.01 * most, rel=1e-4)
+
+
+@pytest.mark.parametrize("values", [{}, {"alpha": 1.0}, {"simulations": 0}])
+def test_no_more_is_executed_than_the_chunk_holds_also_without_a_search(values):
+    longer = build(SearchParameters, {"executed": HORIZON + 1} | values)
+    with pytest.raises(ConfigurationError, match=f"executed.* {HORIZON} actions"):
+        Reasoner(Drifter(), None, None, None, longer)
+    for agent in (reasoner(), Reasoner(Drifter(), None, None, None)):
+        before = agent.parameters
+        for refuse in (agent.check, agent.set_parameters):
+            with pytest.raises(ConfigurationError, match="executed"):
+                refuse(longer)
+            assert agent.parameters is before
+        whole = build(SearchParameters, {"executed": HORIZON} | values)
+        agent.check(whole)
+        assert agent.parameters is before
+        agent.set_parameters(whole)
+        assert agent.parameters is whole
+
+
+def test_parameters_are_checked_while_a_decision_is_made():
+    checked = []
+
+    class Meddling(Nearness):
+        def evaluate(self, slots):
+            if not checked:
+                wanted = build(SearchParameters, {"simulations": 20})
+                thread = threading.Thread(target=agent.check, args=(wanted,))
+                thread.start()
+                thread.join(timeout=10)
+                checked.append(not thread.is_alive())
+            return super().evaluate(slots)
+
+    agent = reasoner(value=Meddling())
+    agent.decide(observation())
+    assert checked == [True]
 
 
 def test_components_must_speak_of_the_same_actions():

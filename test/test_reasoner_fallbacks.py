@@ -303,6 +303,21 @@ def test_what_cannot_be_prepared_in_time_is_not_begun():
     assert "no time" in decision.statistics.fallback_reason
 
 
+def test_what_can_never_be_prepared_in_time_is_rarely_tried():
+    class Slow(Point):
+        def encode(self, observation):
+            super().encode(observation)
+            time.sleep(0.06)
+
+    world_model = Slow()
+    agent = reasoner(world_model=world_model)
+    agent.warm_up(observation())
+    known = world_model.encoded
+    for step in range(60):
+        agent.decide(observation(0.4 * step), 0.05)
+    assert 1 <= world_model.encoded - known <= 5
+
+
 def test_random_numbers_begin_at_a_seed_that_is_not_negative():
     agent = reasoner(seed=2)
     with pytest.raises(ConfigurationError, match="-1"):

@@ -6,6 +6,7 @@ import pytest
 
 from vla_reasoner_ros import cli
 from vla_reasoner_ros.errors import ConfigurationError
+from vla_reasoner_ros.files import models_fingerprint
 from vla_reasoner_ros.sim.tasks import TASKS
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training import report_card
@@ -111,19 +112,54 @@ def test_a_world_model_does_not_pass_before_it_has_driven(tmp_path):
     assert found["failures"] == [
         "lower 95 % bound of the success gained over the policy, in points: not measured"
     ]
-    results = tmp_path / "results.json"
+    measures = {"rank_correlation": 0.9} | closed_loop_measures(results(tmp_path), tmp_path)
+    assert measures["closed_loop_points"] == 25.0
+    assert judge(measures, marks)["passed"]
+
+
+def results(folder, n=120, **facts):
+    """A file as an evaluation of the models in a folder writes it."""
+    path = folder / "loop" / "results.json"
+    path.parent.mkdir(exist_ok=True)
     overall = {
-        "n": 120,
+        "n": n,
         "success": {"policy": 0.5, "search_learned": 0.75},
         "differences": {"search_learned": {"points": 25.0, "interval": [15.0, 34.0]}},
     }
-    results.write_text(json.dumps({"overall": overall}))
-    measures = {"rank_correlation": 0.9} | closed_loop_measures(results)
-    assert measures["closed_loop_points"] == 25.0
-    assert judge(measures, marks)["passed"]
-    results.write_text("{}")
+    facts = {"models": models_fingerprint(folder)} | facts
+    path.write_text(json.dumps({"overall": overall, "facts": facts}))
+    return path
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"overall": {"n": 120}}'])
+def test_what_is_no_evaluation_is_no_closed_loop(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(content)
     with pytest.raises(ConfigurationError, match="expected results of vla-reasoner evaluate"):
-        closed_loop_measures(results)
+        closed_loop_measures(path, tmp_path)
+
+
+def test_episodes_of_other_models_are_no_closed_loop(tmp_path):
+    (tmp_path / "latent_dynamics.json").write_text("first")
+    path = results(tmp_path)
+    (tmp_path / "report_card.json").write_text("judged before")
+    assert closed_loop_measures(path, tmp_path)["closed_loop_episodes"] == 120
+    (tmp_path / "latent_dynamics.json").write_text("trained again")
+    with pytest.raises(ConfigurationError, match=r"driven by others, \w+: evaluate again"):
+        closed_loop_measures(path, tmp_path)
+
+
+def test_a_few_episodes_are_no_closed_loop(tmp_path):
+    assert closed_loop_measures(results(tmp_path, n=100), tmp_path)["closed_loop_episodes"] == 100
+    with pytest.raises(ConfigurationError, match=r"at least 100 scenes .* got 99: evaluate more"):
+        closed_loop_measures(results(tmp_path, n=99), tmp_path)
+
+
+def test_the_closed_loop_is_checked_before_anything_is_measured(tmp_path, capsys):
+    words = ["report-card", "--models", tmp_path, "--closed-loop", results(tmp_path, n=3)]
+    assert cli.main([str(word) for word in words]) == cli.EXIT_ERROR
+    assert "closed loop" in capsys.readouterr().err
+    assert not (tmp_path / "report_card.json").exists()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.double_integrator import DoubleIntegrator
-from vla_reasoner_ros.search.budget import Budget, Pace, Stop
+from vla_reasoner_ros.search.budget import Budget, Stop, WavePace
 from vla_reasoner_ros.search.decide import candidates_of, choose_root
 from vla_reasoner_ros.search.drift import DriftMonitor, commanded
 from vla_reasoner_ros.search.gate import Verdict, ask
@@ -39,7 +39,7 @@ def search_with(budget, **values):
     st.integers(1, 500),
 )
 def test_no_wave_starts_that_is_expected_to_overrun(durations, allowed, simulations):
-    clock, pace = Clock(), Pace()
+    clock, pace = Clock(), WavePace()
     budget = Budget(simulations, clock.now + allowed, pace, clock=clock)
     for duration in durations:
         expected = pace.seconds
@@ -54,7 +54,7 @@ def test_no_wave_starts_that_is_expected_to_overrun(durations, allowed, simulati
 
 
 def test_a_steady_wave_never_misses_the_deadline_once_it_is_known():
-    pace, clock = Pace(), Clock()
+    pace, clock = WavePace(), Clock()
     for decision in range(50):
         deadline = clock.now + 0.05
         budget = Budget(10_000, deadline, pace, clock=clock)
@@ -68,7 +68,7 @@ def test_a_steady_wave_never_misses_the_deadline_once_it_is_known():
 
 
 def test_one_long_wave_does_not_stop_the_search_for_ever():
-    pace, clock = Pace(), Clock()
+    pace, clock = WavePace(), Clock()
     pace.measured(10.0)
     started = 0
     for _ in range(20):
@@ -78,6 +78,52 @@ def test_one_long_wave_does_not_stop_the_search_for_ever():
             budget.end_wave(size)
             started += 1
     assert started > 0
+
+
+def decide_again_and_again(pace, decisions, seconds, deadline=0.04, size=32):
+    """Simulations done by each decision, and how often the deadline was missed.
+
+    A wave of n simulations takes ``seconds(n)``.
+    """
+    clock, done, missed = Clock(), [], 0
+    for _ in range(decisions):
+        budget = Budget(100, clock.now + deadline, pace, clock=clock)
+        until = clock.now + deadline
+        while started := budget.begin_wave(size, 2):
+            clock.now += seconds(started)
+            budget.end_wave(started)
+        done.append(budget.done)
+        missed += clock.now > until
+    return done, missed
+
+
+def test_a_wave_that_never_fits_is_tried_once_in_about_twenty_decisions():
+    _, missed = decide_again_and_again(WavePace(), 210, lambda size: 0.06)
+    assert 8 <= missed <= 14
+
+
+def test_a_wave_that_fits_again_after_a_long_time_is_found_out():
+    pace = WavePace()
+    decide_again_and_again(pace, 100, lambda size: 0.06)
+    done, missed = decide_again_and_again(pace, 30, lambda size: 0.0001 * size)
+    assert missed == 0
+    assert done[-1] == 100
+
+
+def test_a_wave_that_does_not_fit_is_made_smaller():
+    done, missed = decide_again_and_again(WavePace(), 60, lambda size: 0.06 / 32 * size)
+    assert missed == 1  # the first of all, which tells how long a wave takes
+    assert all(simulations >= 16 for simulations in done[2:])
+
+
+def test_waves_grow_again_where_there_is_time():
+    pace = WavePace()
+    decide_again_and_again(pace, 60, lambda size: 0.06 / 32 * size)
+    assert pace.largest == 16
+    sizes = []
+    _, missed = decide_again_and_again(pace, 60, lambda size: sizes.append(size) or 0.001)
+    assert missed == 0
+    assert max(sizes) == 32
 
 
 @given(st.integers(0, 12))
@@ -129,7 +175,8 @@ def test_the_gate_decides_after_the_policy_was_imagined(slope, verdict, share):
         assert outcome.stop is Stop.GATE
         assert root.visits.sum() == 1
     else:
-        assert outcome.simulations == pytest.approx(200 * share, abs=2)
+        assert outcome.allowed == 200 * share
+        assert outcome.simulations == pytest.approx(outcome.allowed, abs=2)
 
 
 def test_drift_needs_patience_and_recovers():

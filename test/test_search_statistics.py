@@ -11,7 +11,8 @@ from benchmark.double_integrator import DoubleIntegrator
 from vla_reasoner_ros.parameter_text import to_markdown, to_yaml
 from vla_reasoner_ros.parameters import build, declarations, dotted, flatten
 from vla_reasoner_ros.paths import share_directory
-from vla_reasoner_ros.search.decide import candidates_of
+from vla_reasoner_ros.search.decide import candidates_of, choose_root
+from vla_reasoner_ros.search.lines import root_candidates
 from vla_reasoner_ros.search.parameters import SearchParameters
 from vla_reasoner_ros.search.render import to_picture, to_text
 from vla_reasoner_ros.search.statistics import SearchStatistics, Status, record_tree, snapshot
@@ -66,6 +67,23 @@ def test_statistics_agree_with_the_tree():
     assert set(taken.origins[1:]) == {"policy", "gaussian"}
     assert taken.actions.shape == (taken.nodes, 1, 2)
     assert (taken.depths[1:] == taken.depths[taken.parents[1:]] + 1).all()
+
+
+def test_values_of_a_snapshot_are_those_that_candidates_are_compared_by():
+    engine = searched(simulations=300, depth=3, discount=0.9)
+    root = candidates_of(engine.tree, 0, 0.9)
+    choice = choose_root(engine, root)
+    statistics = SearchStatistics(
+        chosen_id=choice.winner, chosen_value=choice.value, policy_value=choice.policy_value
+    )
+    record_tree(statistics, engine, root)
+    taken = snapshot(engine)
+    assert taken.values[0] == engine.tree.nodes["value"][0]
+    found = root_candidates(vars(taken), vars(statistics))
+    assert len(found) >= len(statistics.candidate_ids)
+    for number, node in found.items():
+        assert taken.slots[node] == root.children[number]
+        assert taken.values[node] == root.values[number]
 
 
 def test_a_tree_can_be_read_as_text_and_seen_as_a_picture(tmp_path):

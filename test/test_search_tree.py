@@ -194,6 +194,18 @@ def test_visits_add_up_and_values_stay_within_what_was_found(drawn):
     assert choice.value == root.values[choice.winner]
 
 
+@pytest.mark.parametrize(("depth", "simulations"), [(1, 64), (2, 64), (2, 256), (3, 96)])
+@pytest.mark.parametrize("rollout", [True, False])
+@pytest.mark.parametrize("wave", [1, 16])
+def test_halving_reaches_its_last_round_whatever_a_visit_costs(depth, simulations, rollout, wave):
+    values = {"selection": "gumbel", "gumbel.considered": 16, "samples": 32, "branching": 32}
+    values |= {"depth": depth, "simulations": simulations, "rollout": rollout, "wave": wave}
+    engine, _ = searched(**values)
+    first, second, *others = sorted(candidates_of(engine.tree, 0, 1.0).visits, reverse=True)
+    assert first - second <= 1
+    assert second > others[0]
+
+
 @settings(max_examples=30)
 @given(rules, st.integers(0, 1000))
 def test_permuting_the_candidates_permutes_the_answer(drawn, permutation_seed):

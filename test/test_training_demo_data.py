@@ -8,7 +8,7 @@ import pytest
 from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.data.episodes import Episode, Kind
 from vla_reasoner_ros.data.recordings import open_recordings
-from vla_reasoner_ros.data.seeds import RANGES, require_seed
+from vla_reasoner_ros.data.seeds import RANGES, require_seed, said_of_seeds
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training import demo_data
@@ -43,6 +43,14 @@ def test_the_purposes_share_no_seed():
     assert require_seed(100_000, "training") == 100_000
     with pytest.raises(ConfigurationError, match="seed 49999: expected 50000 to 99999 for tuning"):
         require_seed(49_999, "tuning")
+
+
+def test_it_is_said_which_seeds_are_of_another_purpose():
+    assert said_of_seeds(range(50_000), ["tuning", "training"]) == ""
+    assert said_of_seeds(range(50_000, 100_000), ["training"]) == ""
+    said = said_of_seeds(range(49_990, 100_010), ["tuning", "training"])
+    assert "seeds 50000 to 99999 are of the range for tuning; " in said
+    assert "seeds 100000 to 100009 are of the range for training: " in said
 
 
 def test_a_plan_balances_tasks_and_gives_each_kind_seeds_of_its_own(tmp_path):

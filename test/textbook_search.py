@@ -204,15 +204,19 @@ class Textbook:
         return node.children[int(np.argmax(allowed))]
 
     def schedule(self) -> list[int]:
-        """Visits of the candidate that each simulation goes to, by simulating the tournament."""
+        """Visits that the candidate of each visit has had, by simulating the tournament."""
         considered = min(self.p.gumbel.considered, self.p.fan)
+        sure, budget = 0, self.p.simulations
+        while budget >= self.p.longest:  # to be followed to the full depth
+            budget -= self.p.longest if sure < considered else max(1, self.p.longest - 1)
+            sure += 1
         if considered <= 1:
             return list(range(self.p.simulations))
         rounds, order = math.ceil(math.log2(considered)), []
         visits = dict.fromkeys(range(considered), 0)
         left = list(visits)
         while len(order) < self.p.simulations:
-            for _ in range(max(1, self.p.simulations // (rounds * len(left)))):
+            for _ in range(max(1, sure // (rounds * len(left)))):
                 for i in left:
                     order.append(visits[i])
                     visits[i] += 1

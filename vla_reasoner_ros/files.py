@@ -1,10 +1,14 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: written so that a reader never sees half of one, and told apart by what they contain."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from vla_reasoner_ros.errors import ConfigurationError
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -41,3 +45,27 @@ def _write(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """A short hash of what files contain, in this order.
+
+    Raises:
+        ConfigurationError: one cannot be read.
+    """
+    content = hashlib.sha256()
+    for path in paths:
+        try:
+            content.update(path.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"file {path}: {error.strerror}") from error
+    return content.hexdigest()[:16]
+
+
+def models_fingerprint(folder: Path) -> str:
+    """A hash that tells models apart, by their cards; wherever they lie, and whatever was judged.
+
+    Raises:
+        ConfigurationError: a card cannot be read.
+    """
+    return digest(sorted(set(folder.glob("*.json")) - {folder / "report_card.json"}))

@@ -37,6 +37,9 @@ class Decider(Protocol):
     def reset(self) -> None:
         """Forget the last episode."""
 
+    def check(self, parameters: SearchParameters) -> None:
+        """Refuse parameters that could not be taken over; from any thread."""
+
     def set_parameters(self, parameters: SearchParameters) -> None:
         """Take over changed parameters."""
 
@@ -49,7 +52,7 @@ class Planner:
     wrong in a decision is told and counted, and the next observation starts clean.
 
     Args:
-        reasoner: used by the planner's thread alone.
+        reasoner: used by the planner's thread alone, but for its check of parameters.
         thread: the one thread that all models live in: an OpenGL context or a CUDA graph stays
             with the thread that made it.
         spec: the convention of its actions.
@@ -113,8 +116,19 @@ class Planner:
         """The arm controller said how far the arm is in the running chunk."""
         self._chunks.reported(status, stamp_ns)
 
+    def check(self, parameters: SearchParameters) -> None:
+        """Find out whether parameters could be taken over, from any thread; changes nothing.
+
+        Raises:
+            ConfigurationError: the reasoner cannot serve them.
+        """
+        self._reasoner.check(parameters)
+
     def change(self, parameters: SearchParameters) -> None:
-        """Take over parameters between two decisions."""
+        """Take over parameters between two decisions; what is refused is told, the old ones stay.
+
+        See :meth:`check` for finding out before.
+        """
         with self._wake:
             self._changed = parameters
             self._wake.notify()
@@ -152,8 +166,8 @@ class Planner:
                     self._newest, self._resetting, self._abandoned = None, False, False
             try:
                 if changed is not None:
-                    self._executed = changed.executed
                     self._reasoner.set_parameters(changed)
+                    self._executed = changed.executed
                 if observation is not None:
                     self._decide(observation, resetting)
             except Exception as error:

@@ -23,7 +23,7 @@ from vla_reasoner_ros.policies.base import Policy, PrefixConditioned
 from vla_reasoner_ros.priors.base import Prior
 from vla_reasoner_ros.search.base import Models
 from vla_reasoner_ros.search.blend import blend
-from vla_reasoner_ros.search.budget import Budget, Pace, Stop
+from vla_reasoner_ros.search.budget import Budget, Pace, Stop, WavePace
 from vla_reasoner_ros.search.decide import candidates_of, choose_root, line_from, state_after
 from vla_reasoner_ros.search.drift import DriftMonitor, commanded
 from vla_reasoner_ros.search.engine import Engine, Outcome
@@ -95,6 +95,15 @@ class Reasoner:
     def parameters(self) -> SearchParameters:
         """The parameters in force."""
         return self._parameters
+
+    def check(self, parameters: SearchParameters) -> None:
+        """Find out whether parameters could be taken over, from any thread; changes nothing.
+
+        Raises:
+            ConfigurationError: the chunk or the world model cannot serve them.
+        """
+        model = self._imagination.world_model if self._imagination and parameters.enabled else None
+        parameters.require_chunk(self._policy.spec.horizon, model.macro_steps if model else None)
 
     def set_parameters(self, parameters: SearchParameters) -> None:
         """Change the parameters between two decisions; waits for the one under way.
@@ -198,14 +207,14 @@ class Reasoner:
 
     def _forget_paces(self) -> None:
         """How long it takes to prepare a search, one wave of it, and to finish the decision."""
-        self._prepare_pace, self._wave_pace, self._finish_pace = Pace(), Pace(), Pace()
+        self._prepare_pace, self._wave_pace, self._finish_pace = Pace(), WavePace(), Pace()
 
     def _configure(self, parameters: SearchParameters) -> None:
+        self.check(parameters)
         engine = None
         if self._imagination is not None and parameters.enabled:
-            world_model, spec = self._imagination.world_model, self._policy.spec
-            parameters.require_chunk(spec.horizon, world_model.macro_steps)
-            engine = Engine(parameters, world_model.macro_steps, spec.action)
+            world_model = self._imagination.world_model
+            engine = Engine(parameters, world_model.macro_steps, self._policy.spec.action)
             # One state more than the tree has: where the commanded macro-action leads.
             world_model.allocate(engine.capacity + 1)
         self._parameters, self._engine = parameters, engine

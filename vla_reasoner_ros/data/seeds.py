@@ -1,6 +1,8 @@
-"""Which seeds serve what, so that no scene of an evaluation was ever trained or tuned on."""
+"""Which seeds serve what: nothing was ever trained or tuned on scenes for evaluation."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from vla_reasoner_ros.errors import ConfigurationError
 
@@ -27,3 +29,21 @@ def require_seed(seed: int, purpose: str) -> int:
             f"seed {seed}: expected {allowed.start} to {allowed.stop - 1} for {purpose}"
         )
     return seed
+
+
+def said_of_seeds(seeds: range, purposes: Sequence[str]) -> str:
+    """What must be said of measuring on scenes of other purposes; empty where there is none.
+
+    Args:
+        seeds: of the scenes, in steps of one.
+        purposes: whose scenes something may have been made on.
+    """
+    parts: list[str] = []
+    for purpose in purposes:
+        known = RANGES[purpose]
+        first, last = max(seeds.start, known.start), min(seeds.stop, known.stop) - 1
+        if first <= last:
+            parts.append(f"seeds {first} to {last} are of the range for {purpose}")
+    if not parts:
+        return ""
+    return f"{'; '.join(parts)}: what was made on such scenes may do better on them than on others"

@@ -22,8 +22,13 @@ from vla_reasoner_ros import __version__, executor
 from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
-from vla_reasoner_ros.evaluation.ablations import Ablation, Variant, read_ablation
-from vla_reasoner_ros.evaluation.evaluate import parse_overrides, plan
+from vla_reasoner_ros.evaluation.ablations import (
+    Ablation,
+    Variant,
+    read_ablation,
+    require_parameters,
+)
+from vla_reasoner_ros.evaluation.evaluate import parse_overrides, plan, warn_of_seeds
 from vla_reasoner_ros.evaluation.markdown import table
 from vla_reasoner_ros.evaluation.plots import Measured, Series, plot_rows
 from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
@@ -55,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter of all variants that do not set it themselves; may be repeated",
+        help="a parameter of the policy alone and of all variants that do not set it themselves; "
+        "may be repeated",
     )
     parser.add_argument(
         "--latency-true",
@@ -90,10 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
         os.environ[MODELS_VARIABLE] = arguments.models
     files = arguments.files or sorted((share_directory() / "config" / "ablations").glob("*.yaml"))
     common = parse_overrides(arguments.set)
+    # The policy that searching is compared with is set as the policy that searches.
+    baseline = replace(BASE, overrides=common)
+    require_parameters(baseline, "--set")
     ablations = [with_common(read_ablation(path), common) for path in files]
     if len({ablation.name for ablation in ablations}) != len(ablations):
         raise ConfigurationError("ablations: two files have the same name")
     plan(arguments.tasks, arguments.episodes, arguments.seed_start, ["policy"])
+    seeds = range(arguments.seed_start, arguments.seed_start + arguments.episodes)
+    # Choosing among variants is tuning, so the seeds for tuning are the right ones.
+    warned = warn_of_seeds(seeds, ["training"])
 
     def row(variant: Variant, path: Path) -> Row:
         settings = Settings(
@@ -105,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return Row(variant, settings, EpisodeStore(path, settings, arguments.fresh), tuple(cases))
 
-    base = row(BASE, arguments.out / "policy.episodes.jsonl")
+    base = row(baseline, arguments.out / "policy.episodes.jsonl")
     rows = {
         ablation.name: [
             row(variant, arguments.out / ablation.name / f"{variant.slug}.episodes.jsonl")
@@ -119,10 +131,9 @@ def run(arguments: argparse.Namespace) -> int:
         "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "version": __version__,
-        "seeds": f"{arguments.seed_start} to {arguments.seed_start + arguments.episodes - 1} of "
-        f"each task ({arguments.tasks})",
+        "seeds": f"{seeds.start} to {seeds.stop - 1} of each task ({arguments.tasks})",
         "models": base.settings.fingerprint()["models"],
-    }
+    } | warned
     for ablation in ablations:
         results = summarise_ablation(ablation, base, rows[ablation.name]) | {"facts": facts}
         path = arguments.out / f"{ablation.name}.md"
@@ -132,11 +143,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def with_common(ablation: Ablation, overrides: Mapping[str, Any]) -> Ablation:
-    """The ablation with parameters for all variants, under those that each sets itself."""
+    """The ablation with parameters for all variants, under those that each sets itself.
+
+    Raises:
+        ConfigurationError: a name is unknown, or a value does not go with a variant's own.
+    """
     variants = tuple(
         replace(variant, overrides=dict(overrides) | dict(variant.overrides))
         for variant in ablation.variants
     )
+    for variant in variants:
+        require_parameters(variant, f"--set, ablation {ablation.name}: variant {variant.name!r}")
     return replace(ablation, variants=variants)
 
 

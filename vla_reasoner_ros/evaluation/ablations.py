@@ -112,13 +112,22 @@ def _variant(name: str, given: Mapping[str, Any], common: Mapping[str, Any], whe
                 )
             found = _mapping(values, f"{where}: options.{kind}")
             options[kind] = options.get(kind, {}) | found
-    arm = str(given.get("arm", common.get("arm", "search")))
+    variant = Variant(name, str(given.get("arm", common.get("arm", "search"))), overrides, options)
+    require_parameters(variant, where)
+    return variant
+
+
+def require_parameters(variant: Variant, where: str) -> None:
+    """Refuse a variant whose arm or parameters there are none of.
+
+    Raises:
+        ConfigurationError: the message begins with ``where``.
+    """
     try:
-        arm_table.search_parameters(arm, overrides)
-        arm_table.component_parameters(arm, overrides)
+        arm_table.search_parameters(variant.arm, variant.overrides)
+        arm_table.component_parameters(variant.arm, variant.overrides)
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error
-    return Variant(name, arm, overrides, options)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

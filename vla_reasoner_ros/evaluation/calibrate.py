@@ -11,7 +11,7 @@ import datetime
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from vla_reasoner_ros.evaluation.evaluate import parse_overrides
 from vla_reasoner_ros.evaluation.replay_settings import read_settings
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.parameters import nested
-from vla_reasoner_ros.priors.mixture import DEFAULT_OPTIONS, DEFAULT_WEIGHTS
+from vla_reasoner_ros.priors import mixture
 from vla_reasoner_ros.search.parameters import SearchParameters
 
 LEAST_ACTIONS = 100
@@ -60,6 +60,7 @@ def calibrate(
     components: Components,
     search: SearchParameters,
     *,
+    prior_options: Mapping[str, Any] | None = None,
     confidence: float = 0.7,
     seed: int = 0,
     budgets: Sequence[int] = BUDGETS,
@@ -70,6 +71,7 @@ def calibrate(
         logs: what the bags gave.
         components: that made them.
         search: parameters that are kept where nothing is recommended.
+        prior_options: that the prior was made with.
         confidence: chance that an imagined gain of the recommended margin is no noise.
         seed: of resampling and thinking.
         budgets: simulations that are tried, ascending.
@@ -90,7 +92,8 @@ def calibrate(
     depth = int(chosen.get("search.depth", search.depth))
     margin = float(chosen.get("search.margin", search.margin))
     _thinking(found, logs, components, replace(search, depth=depth), budgets, margin, trusted, seed)
-    _bandwidth(found, logs, components)
+    kernel = kernel_options(components.names.get("prior", ""), prior_options or {})
+    _bandwidth(found, logs, kernel)
     _stop_rule(found, logs)
     return found
 
@@ -135,27 +138,51 @@ def _thinking(
     gate(found, slopes[known], now.gains[known], margin, trusted, disagreement, rng)
 
 
-def _bandwidth(found: Calibration, logs: Logs, components: Components) -> None:
-    kernel = components.names.get("prior") in ("kde", "mixture")
+def kernel_options(prior: str, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The options of a prior's kernel density estimate; None where it has none.
+
+    Args:
+        prior: its registered name.
+        options: that it was made with.
+    """
+    if prior == "kde":
+        return options
+    if prior != "mixture":
+        return None
+    weights, parts = mixture.in_force(**options)
+    return (parts.get("kde") or {}) if "kde" in weights else None
+
+
+def with_bandwidth(prior: str, options: Mapping[str, Any], bandwidth: float) -> dict[str, Any]:
+    """The same prior's options, with another bandwidth of its kernel density estimate."""
+    if prior == "kde":
+        return {**options, "bandwidth": bandwidth}
+    _, parts = mixture.in_force(**options)
+    kernel = {**(parts.get("kde") or {}), "bandwidth": bandwidth}
+    return {**options, "options": {**parts, "kde": kernel}}
+
+
+def _bandwidth(found: Calibration, logs: Logs, kernel: Mapping[str, Any] | None) -> None:
     n = len(logs.actions)
-    if not kernel or n < LEAST_ACTIONS:
+    if kernel is None or n < LEAST_ACTIONS:
         why = (
-            f"not enough data: {n} demonstrated macro-actions, {LEAST_ACTIONS} are needed"
-            if kernel
-            else "the prior has no kernels"
+            "the prior has no kernels"
+            if kernel is None
+            else f"not enough data: {n} demonstrated macro-actions, {LEAST_ACTIONS} are needed"
         )
         found.keep(["bandwidth"], why, n)
         return
-    options = DEFAULT_OPTIONS.get("kde", {})
-    priors = [plugins.create("prior", "kde", {**options, "bandwidth": b}) for b in BANDWIDTHS]
+    present = float(kernel.get("bandwidth", 1.0))
+    tried = sorted({*BANDWIDTHS, present})
+    priors = [plugins.create("prior", "kde", {**kernel, "bandwidth": b}) for b in tried]
     densities = log_likelihoods(priors, logs.actions)
     means = densities.mean(axis=1)
     found.curves["bandwidth"] = {
-        "factor": list(BANDWIDTHS),
+        "factor": tried,
         "log_density": means.tolist(),
         "error": (densities.std(axis=1) / np.sqrt(n)).tolist(),
     }
-    best, usual = int(means.argmax()), BANDWIDTHS.index(1.0)
+    best, usual = int(means.argmax()), tried.index(present)
     gain = densities[best] - densities[usual]
     error = float(gain.std() / np.sqrt(n))
     if best == usual or gain.mean() < 2.0 * error:
@@ -164,10 +191,10 @@ def _bandwidth(found: Calibration, logs: Logs, components: Components) -> None:
         )
         found.keep(["bandwidth"], why, n)
         return
-    found.bandwidth = BANDWIDTHS[best]
+    found.bandwidth = tried[best]
     why = (
-        f"{gain.mean():+.2f} nat of log density for each demonstrated macro-action against 1 "
-        f"(standard error {error:.2f})"
+        f"{gain.mean():+.2f} nat of log density for each demonstrated macro-action against "
+        f"{present:g} (standard error {error:.2f})"
     )
     found.advice.append(Advice("bandwidth", found.bandwidth, why, n))
 
@@ -190,16 +217,22 @@ def _stop_rule(found: Calibration, logs: Logs) -> None:
 # What is written.
 
 
-def parameter_file(found: Calibration, folder: Path, prior: str) -> dict[Path, bytes]:
-    """The parameter file, and that of the prior's options, by path."""
+def parameter_file(
+    found: Calibration, folder: Path, prior: str, prior_options: Mapping[str, Any]
+) -> dict[Path, bytes]:
+    """The parameter file, and that of the prior's options, by path.
+
+    Args:
+        found: what is recommended.
+        folder: that they will lie in.
+        prior: its registered name.
+        prior_options: that it was made with; all but the bandwidth stay.
+    """
     files: dict[Path, bytes] = {}
     values = found.parameters()
     if found.bandwidth is not None:
         path = folder / "prior.yaml"
-        kernel = {**DEFAULT_OPTIONS.get("kde", {}), "bandwidth": found.bandwidth}
-        options: dict[str, Any] = kernel
-        if prior == "mixture":
-            options = {"weights": DEFAULT_WEIGHTS, "options": {"kde": kernel}}
+        options = with_bandwidth(prior, prior_options, found.bandwidth)
         files[path] = yaml.safe_dump(options).encode()
         values["planner.prior_options"] = str(path.resolve())
     lines = [f"# Recommended by vla-reasoner calibrate, {datetime.date.today().isoformat()}."]
@@ -331,11 +364,17 @@ def run(arguments: argparse.Namespace) -> int:
     logs = collector.logs
     for problem in dict.fromkeys(logs.problems):
         print(f"note: {problem}", file=sys.stderr)
+    prior_options = plugins.read_options(settings.components.prior_options)
     found = calibrate(
-        logs, components, settings.search, confidence=arguments.confidence, seed=arguments.seed
+        logs,
+        components,
+        settings.search,
+        prior_options=prior_options,
+        confidence=arguments.confidence,
+        seed=arguments.seed,
     )
     out: Path = arguments.out
-    files = parameter_file(found, out, components.names.get("prior", ""))
+    files = parameter_file(found, out, components.names.get("prior", ""), prior_options)
     told = {"advice": [vars(a) for a in found.advice], "curves": found.curves}
     files[out / "calibration.json"] = json.dumps(told, indent=1).encode()
     depth = found.parameters().get("search.depth", settings.search.depth)

@@ -257,7 +257,7 @@ def _alpha(found: Calibration, skill: Skill, present: float, depth: int) -> None
         return
     # The estimate is towards the middle; what the data clearly ask for is the end.
     alpha = round(float(least if present < least else most), 2)
-    why = f"of an imagined gain {share} come true at depth {depth}; the policy keeps the rest"
+    why = f"of an imagined gain {share} come true at depth {depth}; the reference keeps the rest"
     found.advice.append(Advice("search.alpha", alpha, why, skill.n))
 
 

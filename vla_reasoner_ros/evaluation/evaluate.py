@@ -18,6 +18,7 @@ from typing import Any
 
 from vla_reasoner_ros import __version__, executor
 from vla_reasoner_ros.arguments import COUNT, WHOLE
+from vla_reasoner_ros.data.seeds import said_of_seeds
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
 from vla_reasoner_ros.evaluation.markdown import write_markdown
@@ -89,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     notes = arm_table.notes(names, settings.overrides)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    last = arguments.seed_start + arguments.episodes - 1
+    warned = warn_of_seeds(range(arguments.seed_start, last + 1), ["tuning", "training"])
     store = EpisodeStore(
         arguments.json.with_suffix(".episodes.jsonl"), settings, fresh=arguments.fresh
     )
@@ -102,7 +105,6 @@ def run(arguments: argparse.Namespace) -> int:
             len(store.finished(cases)), f"{case.arm} {case.task} {case.seed}: {verdict}"
         )
     episodes = store.finished(cases)
-    last = arguments.seed_start + arguments.episodes - 1
     results = summarise(episodes, names) | {
         "arms": [asdict(arm_table.describe(name, settings.overrides)) for name in names],
         "notes": notes,
@@ -115,7 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
             if settings.latency_true
             else "stands still while the planner thinks",
             "models": settings.fingerprint()["models"],
-        },
+        }
+        | warned,
         "episodes": episodes,
     }
     write_atomically(arguments.json, (json.dumps(results, indent=1) + "\n").encode())
@@ -147,6 +150,19 @@ def plan(tasks: str, episodes: int, seed_start: int, names: Sequence[str]) -> li
         )
     seeds = range(seed_start, seed_start + episodes)
     return [Case(task, seed, arm) for seed in seeds for task in chosen for arm in names]
+
+
+def warn_of_seeds(seeds: range, purposes: Sequence[str]) -> dict[str, str]:
+    """Warn on standard error of scenes that serve one of these purposes.
+
+    Returns:
+        the same as a fact for the results; empty where there is no such scene.
+    """
+    said = said_of_seeds(seeds, purposes)
+    if not said:
+        return {}
+    print(f"warning: {said}", file=sys.stderr)
+    return {"warning": said}
 
 
 def table(results: Mapping[str, Any], names: Sequence[str]) -> str:

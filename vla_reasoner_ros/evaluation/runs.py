@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -11,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_reasoner_ros import __version__
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
+from vla_reasoner_ros.evaluation.ablations import KINDS
 from vla_reasoner_ros.evaluation.records import EPISODE_ACTIONS
 from vla_reasoner_ros.executor import EngineSettings, run_jobs
-from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.files import digest, models_fingerprint, write_atomically
+from vla_reasoner_ros.parameters import flatten
 from vla_reasoner_ros.paths import MODELS_VARIABLE, models_directory
 
 if TYPE_CHECKING:
@@ -56,17 +58,26 @@ class Settings:
     latency_true: bool = False
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings, and hashes of the files that they depend on."""
+        """The settings, what they leave to defaults, and hashes of the files that they depend on.
+
+        Raises:
+            ConfigurationError: a file cannot be read, a name is unknown or a value wrong.
+        """
         hook = Path(self.scene_hook.rpartition(":")[0])
+        search = arm_table.search_parameters("search", self.overrides)
+        components = arm_table.component_parameters("search", self.overrides)
+        files = {kind: getattr(components, f"{kind}_options") for kind in KINDS}
         return {
+            "version": __version__,
             "overrides": dict(self.overrides),
+            "parameters": flatten(search, "search.") | flatten(components, "planner."),
             "options": {kind: dict(values) for kind, values in self.options.items()},
-            "scene_hook": _digest([hook]) if self.scene_hook else "",
+            "options_files": {k: digest([Path(path)]) for k, path in files.items() if path},
+            "scene_hook": digest([hook]) if self.scene_hook else "",
             "limit": self.limit,
             "held_out": self.held_out,
             "latency_true": self.latency_true,
-            "drives": arm_table.world_model_of("search", self.overrides)[0],
-            "models": _digest(sorted(set(models_directory().glob("*.json")) - {_report_card()})),
+            "models": models_fingerprint(models_directory()),
         }
 
 
@@ -79,7 +90,8 @@ class EpisodeStore:
         fresh: forget what the file holds.
 
     Raises:
-        ConfigurationError: the file was made with other settings or other models.
+        ConfigurationError: the file was made with other settings, other models or by another
+            version.
     """
 
     def __init__(self, path: Path, settings: Settings, fresh: bool = False) -> None:
@@ -91,8 +103,8 @@ class EpisodeStore:
             differing = [name for name, value in header.items() if lines[0].get(name) != value]
             if differing:
                 raise ConfigurationError(
-                    f"{path} was made with other {', '.join(differing)}; give another --json or "
-                    "--fresh"
+                    f"{path} was made with other {', '.join(differing)}; give another --json "
+                    "(ablate: --out), or --fresh"
                 )
             for episode in lines[1:]:
                 self._episodes[Case(episode["task"], episode["seed"], episode["arm"])] = episode
@@ -201,23 +213,9 @@ class Worker:
         return self._reasoners[key]
 
 
-def _report_card() -> Path:
-    return models_directory() / "report_card.json"
-
-
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)
         except ValueError:
             return  # the half line of a killed run; nothing follows it
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            digest.update(path.read_bytes())
-        except OSError as error:
-            raise ConfigurationError(f"file {path}: {error.strerror}") from error
-    return digest.hexdigest()[:16]

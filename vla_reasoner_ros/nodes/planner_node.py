@@ -141,6 +141,10 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
         for name in ("_planner", "_components", "_matcher", "_record"):
             self.__dict__.pop(name, None)
 
+    def check_parameters(self, parameters: PlannerParameters) -> None:
+        """What depends on the policy and the world model: how much of a chunk can be searched."""
+        self._planner.check(parameters.search)
+
     def parameters_changed(self, parameters: PlannerParameters) -> None:
         """Search parameters take effect between two decisions."""
         self._planner.change(parameters.search)

@@ -51,7 +51,11 @@ class Prior(Protocol):
         """
 
     def log_density(self, actions: Actions, reference: Actions) -> NDArray[np.float64]:
-        """(B, K) log density of (B, K, M, D) actions given the (B, M, D) references."""
+        """(B, K) log density of (B, K, M, D) actions given the (B, M, D) references.
+
+        It is over the numbers that the prior draws, which may be fewer than M * D where actions are
+        alike, and compares candidates of one prior; those of two priors may differ in dimension.
+        """
 
     def sample_with_reference(
         self, reference: Actions, count: int, rng: np.random.Generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -23,21 +24,47 @@ class Pace:
 
     The estimate follows a high quantile: it jumps half of the way up to a longer time and sinks
     slowly after shorter ones, so that about one measurement in twenty exceeds it.
+
+    What the estimate forbids is never measured, and may have become quicker: after some refusals
+    the estimate is forgotten, so that it is tried once. One stall is over after one refusal; where
+    every try is in vain, the refusals between them grow to :attr:`PATIENCE`.
     """
 
-    RISE, SINK, FORGET = 0.5, 0.025, 0.5
+    RISE, SINK, PATIENCE = 0.5, 0.025, 20
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._refusals, self._patience = 0, 1
 
     def measured(self, seconds: float) -> None:
-        """Take a measurement."""
+        """Take a measurement; the first one, also after it was forgotten, is the estimate."""
+        if self.seconds == 0.0:
+            self.seconds = seconds
+            return
         rate = self.RISE if seconds > self.seconds else self.SINK
         self.seconds += rate * (seconds - self.seconds)
+        self._refusals, self._patience = 0, max(1, self._patience - 1)
 
-    def refused(self) -> None:
-        """Nothing could be started because of the estimate: doubt it, or it never recovers."""
-        self.seconds *= 1.0 - self.FORGET
+    def refused(self) -> bool:
+        """Nothing could be started because of the estimate; whether it is forgotten now."""
+        self._refusals += 1
+        if self._refusals < self._patience:
+            return False
+        self._refusals, self._patience = 0, min(4 * self._patience, self.PATIENCE)
+        self.seconds = 0.0
+        return True
+
+
+class WavePace(Pace):
+    """How long a wave takes.
+
+    Attributes:
+        largest: simulations in a wave; halved before a wave that took too long is tried again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = sys.maxsize
 
 
 class Budget:
@@ -56,7 +83,7 @@ class Budget:
         self,
         simulations: int,
         deadline: float | None = None,
-        wave_pace: Pace | None = None,
+        wave_pace: WavePace | None = None,
         reserve: float = 0.0,
         interrupted: Callable[[], bool] = lambda: False,
         clock: Clock = time.perf_counter,
@@ -65,16 +92,17 @@ class Budget:
         self.done = 0
         self.stop = Stop.SIMULATIONS
         self._deadline = None if deadline is None else deadline - reserve
-        self._pace = wave_pace or Pace()
+        self._pace = wave_pace or WavePace()
         self._interrupted = interrupted
         self._clock = clock
         self._waves = 0
         self._begun = 0.0
 
-    def begin_wave(self, size: int) -> int:
+    def begin_wave(self, size: int, unit: int = 1) -> int:
         """How many simulations, at most ``size``, a wave may do now; 0 ends the search.
 
-        A wave that would overrun the deadline, by the time that waves took so far, is not started.
+        A wave that would overrun the deadline, by the time that waves took so far, is not started;
+        if that leaves no wave at all, the next ones are smaller, but of ``unit`` simulations.
         """
         left = self.allowed - self.done
         if left <= 0:
@@ -83,11 +111,17 @@ class Budget:
             self.stop = Stop.INTERRUPTED
             return 0
         self._begun = self._clock()
-        if self._deadline is not None and self._begun + self._pace.seconds > self._deadline:
-            self.stop = Stop.DEADLINE
-            if self._waves == 0 and self._begun < self._deadline:
-                self._pace.refused()
-            return 0
+        if self._deadline is not None:
+            pace, seconds = self._pace, self._deadline - self._begun
+            if pace.largest < size and 0.0 < 2.0 * pace.seconds <= seconds:
+                # A wave of twice the size takes at most twice the time.
+                pace.largest, pace.seconds = 2 * pace.largest, 2.0 * pace.seconds
+            size = min(size, max(unit, pace.largest))
+            if pace.seconds > seconds:
+                self.stop = Stop.DEADLINE
+                if self._waves == 0 and seconds > 0.0 and pace.refused():
+                    pace.largest = max(unit, size // 2)
+                return 0
         return min(size, left)
 
     def end_wave(self, simulations: int) -> None:

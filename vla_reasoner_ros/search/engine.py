@@ -51,7 +51,7 @@ class Outcome:
 
     Attributes:
         simulations: macro-actions imagined, or values backed up again.
-        allowed: simulations the budget allowed.
+        allowed: simulations the budget allowed, after the gate had its say.
         calls: batched calls of the world model.
         ready: when the first wave could begin, s, on the clock of the stages.
         stop: why it ended.
@@ -136,7 +136,7 @@ class Engine:
             reset(tree)
             tree.nodes["leaf_value"][0] = value
             back_up(tree, 0, value, spread, parameters.discount, False)
-        outcome.allowed, outcome.ready = budget.allowed, stages.last
+        outcome.ready = stages.last
         if parameters.method == "tree":
             self._grow(models, segments, mean, budget, rng, stages, outcome)
         else:
@@ -145,7 +145,8 @@ class Engine:
             )
             rivals.RIVALS[parameters.method](rollouts)
             outcome.calls = rollouts.calls
-        outcome.simulations, outcome.stop = budget.done, budget.stop
+        outcome.simulations, outcome.allowed = budget.done, budget.allowed
+        outcome.stop = budget.stop
         return outcome
 
     def compile(self) -> None:
@@ -199,7 +200,7 @@ class Engine:
             rules.noise[:] = parameters.gumbel.noise * rng.gumbel(size=len(rules.noise))
         longest = parameters.longest
         asked = not gate.enabled
-        while allowed := budget.begin_wave((len(wave.descents) if asked else 1) * longest):
+        while allowed := budget.begin_wave((len(wave.descents) if asked else 1) * longest, longest):
             if allowed < longest:
                 return
             before = int(tree.counters[NODES])

@@ -34,7 +34,8 @@ class Widening:
 
     They are drawn in rounds, each around the best candidate so far and closer to it than the last,
     so that a promising node is refined instead of filled (our choice; with ``shrink`` 1 only the
-    centre moves).
+    centre moves). A round is also blended into that centre, not into the policy's own action: the
+    more rounds, the further the search may go from the policy, whatever ``alpha`` is.
     """
 
     enabled: bool = parameter(
@@ -163,7 +164,10 @@ class SearchParameters:
         maximum=65_536,
     )
     executed: int = parameter(
-        4, "Actions executed per decision; may differ from the steps imagined per edge.", minimum=1
+        4,
+        "Actions executed per decision, at most those of the policy's chunk; may differ from the "
+        "steps imagined per edge.",
+        minimum=1,
     )
 
     samples: int = parameter(
@@ -263,7 +267,10 @@ class SearchParameters:
     )
     alpha: float = parameter(
         0.6,
-        "Injection strength: the policy's share in the executed action; 1 is the plain policy.",
+        "Injection strength: the share that a draw keeps of what it was drawn around, 1 is the "
+        "plain policy. That is the policy's own action or, in later rounds of widening, the best "
+        "candidate so far: k rounds leave about alpha ** k of the policy. Rivals, and blend_at: "
+        "decision, blend straight into the policy's action.",
         minimum=0.0,
         maximum=1.0,
     )
@@ -352,18 +359,25 @@ class SearchParameters:
         differs = self.alpha < 1.0 or (self.shadow and self.blend_at == "decision")
         return self.simulations > 0 and differs
 
-    def require_chunk(self, horizon: int, macro_steps: int) -> None:
+    def require_chunk(self, horizon: int, macro_steps: int | None) -> None:
         """Check against the policy's chunk and the world model's macro-action.
 
         Args:
             horizon: actions in the policy's chunk, H.
-            macro_steps: actions imagined per edge, M.
+            macro_steps: actions imagined per edge, M; None where nothing is imagined.
 
         Raises:
             ConfigurationError: a macro-action or the executed actions do not fit into the chunk,
                 the depth goes past the chunk and the reach, or what is imagined for the next
                 decision is not what is executed until then.
         """
+        if self.executed > horizon:
+            raise ConfigurationError(
+                f"parameter executed: expected at most the {horizon} actions of the policy's "
+                f"chunk, got {self.executed}"
+            )
+        if macro_steps is None:
+            return
         segments = horizon // macro_steps
         if segments < 1:
             raise ConfigurationError(
@@ -375,10 +389,10 @@ class SearchParameters:
                 f"parameter depth: the chunk holds {segments} macro-actions and reach adds "
                 f"{self.reach}; expected at most {segments + self.reach}, got {self.depth}"
             )
-        if self.executed > min(horizon, self.depth * macro_steps):
+        if self.executed > self.depth * macro_steps:
             raise ConfigurationError(
-                f"parameter executed: expected at most {min(horizon, self.depth * macro_steps)} "
-                f"(chunk {horizon}, imagined {self.depth} x {macro_steps}), got {self.executed}"
+                f"parameter executed: expected at most the {self.depth} x {macro_steps} actions "
+                f"that are imagined, got {self.executed}"
             )
         if (self.reuse or self.drift.threshold > 0.0) and self.executed != macro_steps:
             name = "reuse" if self.reuse else "drift.threshold"

@@ -108,7 +108,7 @@ class Rollouts:
         sequences = self.source.as_executed(self.policy_sequence(), sequences)
         while len(scores) < len(sequences):
             group = slice(len(scores), min(len(scores) + wave, len(sequences)))
-            allowed = self._budget.begin_wave((group.stop - group.start) * depth) // depth
+            allowed = self._budget.begin_wave((group.stop - group.start) * depth, depth) // depth
             if allowed == 0:
                 break
             group = slice(group.start, group.start + allowed)

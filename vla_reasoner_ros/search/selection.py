@@ -71,7 +71,7 @@ class Rules(NamedTuple):
 
     numbers: Records  # (1,) of RULE
     noise: NDArray[np.float64]  # (F,) Gumbel noise of the root's candidates
-    schedule: NDArray[np.int32]  # (S,) visits that the s-th simulation's root child has had
+    schedule: NDArray[np.int32]  # (S,) visits that the root child of the s-th visit has had
 
 
 def rules_of(parameters: SearchParameters) -> Rules:
@@ -94,36 +94,47 @@ def rules_of(parameters: SearchParameters) -> Rules:
     return Rules(
         numbers=numbers,
         noise=np.zeros(parameters.fan),
-        schedule=halving_schedule(
-            min(parameters.gumbel.considered, parameters.fan),
-            max(1, parameters.simulations),
-        ),
+        schedule=_schedule(parameters),
     )
 
 
-def halving_schedule(considered: int, simulations: int) -> NDArray[np.int32]:
+def _schedule(parameters: SearchParameters) -> NDArray[np.int32]:
+    """The schedule for as many visits of the root's candidates as the budget is sure to afford.
+
+    A candidate's first visit imagines ``longest`` macro-actions, each other one at most one less.
+    """
+    considered = min(parameters.gumbel.considered, parameters.fan)
+    simulations, longest = max(1, parameters.simulations), parameters.longest
+    visits, left = simulations // longest, simulations - considered * longest
+    if longest > 1 and left > 0:
+        visits = considered + (left - 1) // (longest - 1)
+    return halving_schedule(considered, max(1, visits), simulations)
+
+
+def halving_schedule(considered: int, visits: int, length: int) -> NDArray[np.int32]:
     """Sequential halving (Karnin et al., 2013) as a list of visit counts.
 
-    Simulation s goes to the best candidate among those with exactly ``schedule[s]`` visits: every
+    The s-th visit goes to the best candidate among those with exactly ``schedule[s]`` visits: every
     round gives each of the considered candidates the same number of visits, then drops half.
 
     Args:
         considered: candidates in the first round.
-        simulations: length of the list.
+        visits: that the rounds share; further ones go to the last two candidates.
+        length: of the list.
     """
     if considered <= 1:
-        return np.arange(simulations, dtype=np.int32)
+        return np.arange(length, dtype=np.int32)
     rounds = math.ceil(math.log2(considered))
     schedule: list[int] = []
-    visits = [0] * considered
+    tried = [0] * considered
     left = considered
-    while len(schedule) < simulations:
-        for _ in range(max(1, simulations // (rounds * left))):
-            schedule.extend(visits[:left])
+    while len(schedule) < length:
+        for _ in range(max(1, visits // (rounds * left))):
+            schedule.extend(tried[:left])
             for i in range(left):
-                visits[i] += 1
+                tried[i] += 1
         left = max(2, left // 2)
-    return np.array(schedule[:simulations], np.int32)
+    return np.array(schedule[:length], np.int32)
 
 
 @kernel

@@ -104,7 +104,7 @@ class TreeSnapshot:
     Attributes:
         parents: (N,) NONE for the root.
         visits: (N,).
-        values: (N,) V.
+        values: (N,) Q, worth to the parent: discounted once, but for the root.
         leaf_values: (N,) what the value model said.
         priors: (N,) normalised density among the siblings; 1 for the root.
         depths: (N,).
@@ -164,10 +164,12 @@ def snapshot(engine: Engine) -> TreeSnapshot:
     shape = (len(kept), engine.macro_steps, engine.spec.dimensions)
     actions = np.zeros((len(kept), tree.action.shape[1]))
     actions[1:] = tree.action[edges]
+    values = tree.nodes["value"][kept]
+    values[1:] *= engine.parameters.discount
     return TreeSnapshot(
         parents=renamed[tree.nodes["parent"][kept]],
         visits=tree.nodes["visits"][kept],
-        values=tree.nodes["value"][kept],
+        values=values,
         leaf_values=tree.nodes["leaf_value"][kept],
         priors=np.concatenate([[1.0], tree.edges["prior"][edges]]),
         depths=tree.nodes["depth"][kept],

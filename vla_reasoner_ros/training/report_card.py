@@ -22,7 +22,7 @@ from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
-from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.files import models_fingerprint, write_atomically
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.training.latents import (
     BranchLatents,
@@ -102,6 +102,11 @@ REQUIRED = ("closed_loop_low",)
 Ranking the candidates of recorded decisions is not enough for a world model: a search looks for
 what its model gets wrong in its favour. Only episodes show whether that happens.
 """
+LEAST_PAIRS = 100
+"""Scenes that policy and search must both have driven for the closed loop to count.
+
+With fewer, where the two differ in a quarter of the scenes, the interval is wider than 20 points.
+"""
 
 
 def judge(measures: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:
@@ -177,21 +182,24 @@ def episode_measures(network: ProgressNetwork, episodes: list[EpisodeLatents]) -
     return measures
 
 
-def closed_loop_measures(path: Path, arm: str = "search_learned") -> dict[str, Any]:
+def closed_loop_measures(path: Path, folder: Path, arm: str = "search_learned") -> dict[str, Any]:
     """What episodes with the learned world model showed, from a file of ``vla-reasoner evaluate``.
 
     Args:
         path: its results, with the policy alone as the reference.
+        folder: of the models that are judged.
         arm: the arm that searches with the learned world model.
 
     Raises:
-        ConfigurationError: unreadable, or the arm was not compared with the policy.
+        ConfigurationError: unreadable, the arm was not compared with the policy, the episodes are
+            of other models, or there are too few of them.
     """
     try:
-        overall = json.loads(path.read_text(encoding="utf-8"))["overall"]
+        results = json.loads(path.read_text(encoding="utf-8"))
+        overall, drove = results["overall"], str(results["facts"]["models"])
         difference = overall["differences"][arm]
         low, high = difference["interval"]
-        return {
+        measures = {
             "closed_loop_episodes": int(overall["n"]),
             "closed_loop_policy": float(overall["success"]["policy"]),
             "closed_loop_success": float(overall["success"][arm]),
@@ -204,6 +212,18 @@ def closed_loop_measures(path: Path, arm: str = "search_learned") -> dict[str, A
             f"closed loop {path}: expected results of vla-reasoner evaluate with the arms policy "
             f"and {arm}: {error!r}"
         ) from error
+    judged = models_fingerprint(folder)
+    if drove != judged:
+        raise ConfigurationError(
+            f"closed loop {path}: expected episodes with the models in {folder}, whose fingerprint "
+            f"is {judged}; they were driven by others, {drove}: evaluate again"
+        )
+    if measures["closed_loop_episodes"] < LEAST_PAIRS:
+        raise ConfigurationError(
+            f"closed loop {path}: expected at least {LEAST_PAIRS} scenes that policy and {arm} "
+            f"both drove, got {measures['closed_loop_episodes']}: evaluate more"
+        )
+    return measures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +239,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--closed-loop",
         type=Path,
-        help="results of evaluate --arms policy,search_learned; needed for the world model to pass",
+        help="results of evaluate --arms policy,search_learned with these models, of "
+        f"{LEAST_PAIRS} scenes or more; needed for the world model to pass",
     )
     parser.add_argument(
         "--cache",
@@ -242,6 +263,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.models or models_directory()
     torch.set_num_threads(arguments.threads)
     rng = np.random.default_rng(arguments.seed)
+    driven: dict[str, Any] = {}
+    if arguments.closed_loop is not None:
+        driven = closed_loop_measures(arguments.closed_loop, folder)
     encoder = Encoder.load(folder)
     branches = load_branches(arguments.branches, encoder, arguments.cache)
     network, value_card = load_progress(folder)
@@ -275,9 +299,8 @@ def run(arguments: argparse.Namespace) -> int:
             ranking_measures(values, branches, rng)
             | failure_measures(values, now, branches)
             | dynamics_measures(encoder.layout, imagined, others, branches)
+            | driven
         )
-        if arguments.closed_loop is not None:
-            world_model |= closed_loop_measures(arguments.closed_loop)
         entry = judge(world_model, WORLD_MODEL_MARKS)
         # It drives through the value: where that is red, so is the search.
         of_value = card["values"]["progress"]["failures"]

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from vla_reasoner_ros.data import recordings
 from vla_reasoner_ros.data.recordings import recordings_of
+from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import ACTION_SPEC
 from vla_reasoner_ros.training.branches import MACRO_STEPS
@@ -105,7 +106,11 @@ def from_branches(branches: BranchLatents) -> Sequences:
 
 
 def from_episodes(episodes: list[EpisodeLatents], horizons: int, every: int = 2) -> Sequences:
-    """Windows of recorded episodes that begin every so many steps."""
+    """Windows of recorded episodes that begin every so many steps.
+
+    Raises:
+        ConfigurationError: no episode is long enough for one.
+    """
     span = horizons * MACRO_STEPS
     starts, actions, true = [], [], []
     for episode in episodes:
@@ -113,6 +118,11 @@ def from_episodes(episodes: list[EpisodeLatents], horizons: int, every: int = 2)
             starts.append(episode.encoded[step])
             actions.append(episode.actions[step : step + span].reshape(horizons, MACRO_STEPS, -1))
             true.append(episode.true[step : step + span + 1 : MACRO_STEPS])
+    if not starts:
+        raise ConfigurationError(
+            f"episodes: expected one of at least {span + 1} steps, as long as the branched "
+            f"decisions look ahead; the longest of {len(episodes)} has {max(map(len, episodes))}"
+        )
     return Sequences(np.stack(starts), np.stack(actions), np.stack(true))
 
 
@@ -260,7 +270,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _sequences(
     arguments: argparse.Namespace, encoder: Encoder
 ) -> tuple[Sequences, Sequences, dict[str, Any]]:
-    """Training sequences, held-out sequences, and what the card says of them."""
+    """Training sequences, held-out sequences, and what the card says of them.
+
+    Raises:
+        ConfigurationError: the episodes' actions are of another convention than the simulator's,
+            in which decisions are branched and which the card names.
+    """
+    episodes = None
+    if arguments.episodes:
+        episodes, _ = recordings_of(arguments, arguments.episodes).split(HELD_OUT)
+        episodes.action_spec.require_same(ACTION_SPEC, "the recording", "the simulator")
     seen, unseen = (
         load_branches([f / side for f in arguments.branches], encoder, arguments.cache)
         for side in ("train", "held_out")
@@ -268,8 +287,7 @@ def _sequences(
     training = [from_branches(seen)]
     horizons = training[0].actions.shape[1]
     data = {"decisions": len(seen), "scenes": len(np.unique(seen.scene))}
-    if arguments.episodes:
-        episodes, _ = recordings_of(arguments, arguments.episodes).split(HELD_OUT)
+    if episodes is not None:
         training.append(from_episodes(load_episodes(episodes, encoder, arguments.cache), horizons))
         data |= {"episode_windows": len(training[1]), "episodes_sha256": episodes.content_hash}
     return Sequences.join(training), from_branches(unseen), data
