@@ -10,31 +10,35 @@ from launch import LaunchContext, LaunchDescription
 from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
-from vla_reasoner_ros.ros import bringup
+from vla_reasoner_ros.ros import arm_bringup, bringup
 
-CONTROLLER = "joint_trajectory_controller"
+FRANKA = arm_bringup.Maker(
+    robots=("fr3", "panda"),
+    controller="joint_trajectory_controller",
+    contract="contract/franka.yaml",
+    describe=lambda robot: arm_bringup.Description(
+        "franka_description", f"robots/{robot}/{robot}.urdf.xacro", {"hand": "true"}
+    ),
+)
 
 
 def launch_nodes(context: LaunchContext) -> list:
-    robot = bringup.value(context, "robot")
-    description = bringup.Description(
-        "franka_description", f"robots/{robot}/{robot}.urdf.xacro", {"hand": "true"}
-    )
-    entities = bringup.arm_nodes(context, "contract/franka.yaml", description)
+    entities = arm_bringup.arm_nodes(context, FRANKA)
     if not bringup.is_true(context, "start_driver"):
         return entities
+    robot = arm_bringup.stock_robot(context, FRANKA)
     if robot != "fr3":
         raise RuntimeError(
             "start_driver: franka_ros2 for Jazzy drives the FR3 only; start the driver of a Panda "
             "yourself"
         )
     namespace = bringup.value(context, "namespace")
-    driver = bringup.driver(
+    driver = arm_bringup.driver(
+        context,
         "franka_bringup",
         "franka.launch.py",
         {
             "robot_type": robot,
-            "robot_ip": bringup.required(context, "robot_ip", "the driver connects to it"),
             "namespace": namespace,
             "load_gripper": "true",
             "controllers_yaml": bringup.configuration_file("ros2_control/franka.yaml"),
@@ -55,7 +59,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *bringup.common_arguments(),
-            *bringup.arm_arguments(["fr3", "panda"], CONTROLLER),
+            *arm_bringup.arm_arguments(FRANKA),
             *bringup.planner_arguments(),
             OpaqueFunction(function=launch_nodes),
         ]

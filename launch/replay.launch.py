@@ -22,11 +22,14 @@ from vla_reasoner_ros.ros.startup import ends_launch
 
 DRY = {name: f"replay/{name}" for name in ("joint_trajectory", "gripper_command", "action_chunk")}
 """Commands by the names that nobody else takes."""
+OUTPUTS = {"output": "joint_trajectory", "gripper_output": "opening"}
+"""Those whose topics are among them; an action may have the name of a real controller's."""
 
 
 def launch_nodes(context: LaunchContext) -> list:
     contract = bringup.value(context, "contract")
     remappings = list(DRY.items())
+    robot = load_contract(contract).moments.robot
     camera = bringup.node(
         context,
         "camera_node",
@@ -35,7 +38,8 @@ def launch_nodes(context: LaunchContext) -> list:
     controller = bringup.node(
         context,
         "arm_controller_node",
-        parameters={"enable_control": False},
+        parameters={"robot": robot},
+        decided={"enable_control": False, **OUTPUTS},
         remappings=remappings,
     )
     planner = bringup.planner_node(context, remappings=remappings)

@@ -42,9 +42,9 @@ def launch_nodes(context: LaunchContext) -> list:
         context,
         "arm_controller_node",
         parameters={
-            "enable_control": bringup.is_true(context, "enable_control"),
             "watchdog.max_clock_standstill": STANDSTILL[bringup.is_true(context, "lockstep")],
         },
+        decided={"enable_control": bringup.is_true(context, "enable_control")},
         remappings=time,
     )
     deadman = bringup.node(context, "deadman_node", parameters=PATIENCE, remappings=time)
@@ -92,7 +92,8 @@ def generate_launch_description() -> LaunchDescription:
             bringup.argument(
                 "enable_control",
                 "true",
-                "Send commands: true here because only a simulation can move.",
+                "Send commands: true here because only a simulation can move. No params_file "
+                "overrides it.",
                 bringup.TRUTH,
             ),
             bringup.argument(

@@ -9,25 +9,35 @@ Dry run unless ``enable_control:=true``. Example, with the maker's driver::
 from launch import LaunchContext, LaunchDescription
 from launch.actions import OpaqueFunction
 
-from vla_reasoner_ros.ros import bringup
+from vla_reasoner_ros.ros import arm_bringup, bringup
 
-CONTROLLER = "scaled_joint_trajectory_controller"
+UR = arm_bringup.Maker(
+    robots=("ur5e", "ur10e"),
+    controller="scaled_joint_trajectory_controller",
+    contract="contract/ur.yaml",
+    describe=lambda robot: arm_bringup.Description(
+        "ur_description", "urdf/ur.urdf.xacro", {"name": "ur", "ur_type": robot}
+    ),
+)
 
 
 def launch_nodes(context: LaunchContext) -> list:
-    robot = bringup.value(context, "robot")
-    description = bringup.Description(
-        "ur_description", "urdf/ur.urdf.xacro", {"name": "ur", "ur_type": robot}
-    )
-    entities = bringup.arm_nodes(context, "contract/ur.yaml", description)
+    entities = arm_bringup.arm_nodes(context, UR)
     if not bringup.is_true(context, "start_driver"):
         return entities
-    driver = bringup.driver(
+    namespace = bringup.value(context, "namespace")
+    if namespace:
+        raise RuntimeError(
+            f"start_driver: the driver of UR takes no namespace, so nothing in {namespace!r} would "
+            f"reach it; start the driver yourself and name its topics from the root, controller:="
+            f"/{UR.controller} joint_states:=/joint_states"
+        )
+    driver = arm_bringup.driver(
+        context,
         "ur_robot_driver",
         "ur_control.launch.py",
         {
-            "ur_type": robot,
-            "robot_ip": bringup.required(context, "robot_ip", "the driver connects to it"),
+            "ur_type": arm_bringup.stock_robot(context, UR),
             "initial_joint_controller": bringup.value(context, "controller"),
             "launch_rviz": "false",
         },
@@ -40,7 +50,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *bringup.common_arguments(),
-            *bringup.arm_arguments(["ur5e", "ur10e"], CONTROLLER),
+            *arm_bringup.arm_arguments(UR),
             *bringup.planner_arguments(),
             OpaqueFunction(function=launch_nodes),
         ]

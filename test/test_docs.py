@@ -122,8 +122,10 @@ def test_every_parameter_exists(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_every_launch_file_and_argument_exists(page):
-    bringup = (PACKAGE / "ros" / "bringup.py").read_text(encoding="utf-8")
-    for block in code(page):
+    shared = [PACKAGE / "ros" / name for name in ("bringup.py", "arm_bringup.py")]
+    bringup = "".join(path.read_text(encoding="utf-8") for path in shared)
+    others = r"ros2 launch (?!vla_reasoner_ros\b)(?:.*\\\n)*.*"
+    for block in (re.sub(others, "", block) for block in code(page)):
         for launch_file in re.findall(r"\b(\w+\.launch\.py)", block):
             assert (ROOT / "launch" / launch_file).is_file(), f"no launch file {launch_file}"
         for argument in re.findall(r"(?<![\w:/])(?<!-p )([a-z_]+):=", block):

@@ -1,12 +1,14 @@
 """The SROS2 policy against the live graph: nothing missing, nothing more than is used."""
 
 import xml.etree.ElementTree as ElementTree
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
 
+import rclpy
 from rclpy.action import get_action_server_names_and_types_by_node
 
 from vla_reasoner_ros.ros.graph import CONFIGURE, GraphClient
@@ -83,6 +85,22 @@ def test_the_policy_allows_what_a_node_does_and_no_more(graph, node):
     except Exception:
         assert found() == wanted
         raise
+
+
+def test_the_supervisor_may_have_the_node_that_a_launch_process_has():
+    name = "launch_ros_4711"
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    try:
+        node = rclpy.create_node(name, context=context)
+        replies = {each for each, _ in node.get_service_names_and_types_by_node(name, "/")}
+        publishes = {each for each, _ in node.get_publisher_names_and_types_by_node(name, "/")}
+    finally:
+        rclpy.shutdown(context=context)
+    assert replies
+    for asked, kind in ((replies, "reply"), (publishes, "publish")):
+        patterns = allowed("supervisor", kind)
+        assert all(any(fnmatch(each, known) for known in patterns) for each in asked)
 
 
 def test_only_the_supervisor_may_change_parameters_and_lifecycle():

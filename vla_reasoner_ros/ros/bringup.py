@@ -1,4 +1,4 @@
-"""What the launch files share: arguments, nodes, drivers.
+"""What the launch files share: arguments and nodes.
 
 Imported by launch files only; needs ``launch`` and ``launch_ros``, which come with a ROS 2
 installation. Nothing that moves an arm is ever respawned: a process that dies ends the launch.
@@ -6,23 +6,19 @@ installation. Nothing that moves an arm is ever respawned: a process that dies e
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
+import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchContext, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.logging import get_logger
+from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
-from launch_ros.parameter_descriptions import ParameterValue
 
-from vla_reasoner_ros.control.outputs import ARM_OUTPUTS, GRIPPER_OUTPUTS
 from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.ros.startup import give_up, ordered_startup
 
@@ -61,8 +57,10 @@ def common_arguments(
         argument(
             "params_file",
             "",
-            "YAML with parameters of any of the nodes. It overrides config/<node>.yaml and the "
-            "arguments of this launch file; docs/parameters.md lists the names. Empty is none.",
+            "YAML with parameters of any of the nodes; docs/parameters.md lists the names. Below "
+            "the name of a node, as /**/planner_node, they override config/<node>.yaml and the "
+            "arguments of this launch file; below /** those of config/<node>.yaml only. "
+            "use_sim_time and enable_control are left to the arguments. Empty is none.",
         ),
         argument(
             "log_level",
@@ -73,8 +71,9 @@ def common_arguments(
         argument(
             "enclave",
             "",
-            "SROS2 enclave below which each node has its own, as /vla_reasoner_ros "
-            "(docs/security.md). Empty is that of the environment.",
+            "SROS2 enclave below which each node has its own, as /vla_reasoner_ros; that of "
+            "ROS_SECURITY_ENCLAVE_OVERRIDE is then the launch process's alone (docs/security.md). "
+            "Empty is that of the environment.",
         ),
         argument(
             "startup_timeout",
@@ -167,12 +166,21 @@ def node(
     executable: str,
     *,
     parameters: Mapping[str, Any] | None = None,
+    decided: Mapping[str, Any] | None = None,
     remappings: Sequence[tuple[str, str]] = (),
 ) -> LifecycleNode:
     """One of this package's lifecycle nodes, named as its executable.
 
-    Its parameters are, later over earlier: ``config/<executable>.yaml``, ``parameters``, the user's
-    ``params_file``, ``use_sim_time``.
+    Its parameters are, later over earlier: ``config/<executable>.yaml``, what the user's
+    ``params_file`` has for all nodes (``/**``), ``parameters``, what it has for this node,
+    ``use_sim_time`` and ``decided``.
+
+    Args:
+        context: holds the launch arguments.
+        executable: which node.
+        parameters: what the launch file gives it.
+        decided: what the launch file gives it and no parameter file overrides.
+        remappings: from name to name.
 
     Raises:
         FileNotFoundError: ``params_file`` is not there.
@@ -183,9 +191,12 @@ def node(
         if not Path(params_file).is_file():
             raise FileNotFoundError(f"params_file: there is no file {params_file!r}")
         layers.append(params_file)
-    layers.append({"use_sim_time": is_true(context, "use_sim_time"), "autostart": False})
+    last = {"use_sim_time": is_true(context, "use_sim_time"), "autostart": False}
+    layers.append(last_layer(executable, last | dict(decided or {})))
     prefix = value(context, "enclave").rstrip("/")
     enclave = ["--enclave", f"{prefix}/{executable}"] if prefix else []
+    # That of the launch process would be inherited, and holds over --enclave unless it is empty.
+    environment = {"ROS_SECURITY_ENCLAVE_OVERRIDE": ""} if prefix else {}
     return LifecycleNode(
         package=PACKAGE,
         executable=executable,
@@ -194,6 +205,7 @@ def node(
         parameters=[layer for layer in layers if layer],
         remappings=list(remappings),
         arguments=["--ros-args", "--log-level", value(context, "log_level"), *enclave],
+        additional_env=environment,
         output="screen",
         emulate_tty=True,
         respawn=False,
@@ -201,6 +213,22 @@ def node(
             context, f"{executable} ended with exit code {event.returncode}"
         ),
     )
+
+
+def last_layer(executable: str, parameters: Mapping[str, Any]) -> str:
+    """A parameter file that overrides what stands in any file before it.
+
+    ROS sorts by the pattern of the node's name first: a pattern that is met first gives way to one
+    met later, whatever files they stand in. A dictionary of ``launch_ros`` is filed under the
+    node's full name and gives way to a ``/**/<executable>`` of the user's. This pattern means the
+    same and is written by nobody else.
+
+    Returns:
+        The path; like those of ``launch_ros`` it stays in the folder of temporary files.
+    """
+    with NamedTemporaryFile("w", prefix="launch_params_", suffix=".yaml", delete=False) as file:
+        yaml.safe_dump({f"/**/**/{executable}": {"ros__parameters": dict(parameters)}}, file)
+    return file.name
 
 
 def planner_node(
@@ -219,158 +247,6 @@ def planner_node(
         },
         remappings=remappings,
     )
-
-
-def arm_arguments(robots: Sequence[str], controller: str) -> list[DeclareLaunchArgument]:
-    """The arguments of a launch file that commands a real arm by a trajectory controller.
-
-    Args:
-        robots: the robot files it may be started for, the default first.
-        controller: name of the joint trajectory controller that takes the commands.
-    """
-    return [
-        argument("robot", robots[0], "Robot file in config/robots/, without .yaml.", robots),
-        argument(
-            "robot_ip", "", "Address of the robot's controller; needed with start_driver:=true."
-        ),
-        argument(
-            "start_driver",
-            "false",
-            "Include the maker's driver; false where it runs already.",
-            TRUTH,
-        ),
-        argument(
-            "enable_control",
-            "false",
-            "Send commands to the arm. While false everything is computed and checked, and "
-            "nothing is sent.",
-            TRUTH,
-        ),
-        argument("output", "joint_trajectory", "How the arm is commanded.", tuple(ARM_OUTPUTS)),
-        argument("gripper_output", "opening", "How the gripper is commanded.", GRIPPER_OUTPUTS),
-        argument(
-            "contract",
-            "",
-            "YAML that names the camera and joint state topics. Empty is the example of this robot "
-            "in config/contract/.",
-        ),
-        argument("instruction", "", "What to do; the topic of this name replaces it."),
-        argument(
-            "robot_description",
-            "auto",
-            "Kinematics of the arm: path of a URDF or xacro file; auto is the maker's own where "
-            "its description package is installed, as its driver publishes it; none is the robot "
-            "file's.",
-        ),
-        argument(
-            "controller",
-            controller,
-            "Joint trajectory controller of ros2_control that takes the commands.",
-        ),
-        argument("joint_states", "joint_states", "Topic of the measured joint states."),
-        rviz_argument(),
-    ]
-
-
-def arm_nodes(
-    context: LaunchContext, contract: str, description: Description
-) -> list[LaunchDescriptionEntity]:
-    """Cameras, controller, deadman and planner for a real arm, started in this order.
-
-    Args:
-        context: holds the launch arguments.
-        contract: file in ``config/`` used when the argument of that name is empty.
-        description: where the maker's description of the arm is.
-    """
-    robot = value(context, "robot")
-    states = ("joint_states", value(context, "joint_states"))
-    commands = ("joint_trajectory", f"{value(context, 'controller')}/joint_trajectory")
-    urdf = robot_description(context, description)
-    described = {"robot_description": ParameterValue(urdf, value_type=str)} if urdf else {}
-    camera = node(
-        context,
-        "camera_node",
-        parameters={
-            "robot": robot,
-            "contract": value(context, "contract") or configuration_file(contract),
-            "instruction": value(context, "instruction"),
-            **described,
-        },
-        remappings=[states],
-    )
-    controller = node(
-        context,
-        "arm_controller_node",
-        parameters={
-            "robot": robot,
-            "enable_control": is_true(context, "enable_control"),
-            "output": value(context, "output"),
-            "gripper_output": value(context, "gripper_output"),
-            "command.trajectory_action": f"{value(context, 'controller')}/follow_joint_trajectory",
-            **described,
-        },
-        remappings=[states, commands],
-    )
-    deadman = node(
-        context,
-        "deadman_node",
-        parameters={
-            "robot": robot,
-            "output": value(context, "output"),
-            "trajectory_action": f"{value(context, 'controller')}/follow_joint_trajectory",
-        },
-        remappings=[states, commands],
-    )
-    nodes = [camera, controller, deadman, planner_node(context)]
-    return [*startup(context, nodes), *rviz(context)]
-
-
-@dataclass(frozen=True)
-class Description:
-    """Where a maker's package keeps the description of an arm.
-
-    Attributes:
-        package: the package.
-        file: the xacro file in its share folder.
-        mappings: arguments of the xacro file.
-    """
-
-    package: str
-    file: str
-    mappings: Mapping[str, str]
-
-
-def robot_description(context: LaunchContext, maker: Description) -> str:
-    """The URDF that the argument ``robot_description`` asks for; empty is the robot file's own.
-
-    Raises:
-        RuntimeError: a file that is not there, or xacro is needed and not installed.
-    """
-    wanted = value(context, "robot_description")
-    if wanted == "none":
-        return ""
-    path, mappings = Path(wanted), dict(maker.mappings)
-    if wanted == "auto":
-        try:
-            path = Path(get_package_share_directory(maker.package)) / maker.file
-        except PackageNotFoundError:
-            get_logger(PACKAGE).info(
-                f"robot_description: {maker.package} is not installed, the kinematics are those of "
-                "the robot file"
-            )
-            return ""
-    if not path.is_file():
-        raise RuntimeError(f"robot_description: there is no file {str(path)!r}")
-    if path.suffix != ".xacro":
-        return path.read_text(encoding="utf-8")
-    try:
-        xacro = importlib.import_module("xacro")
-    except ImportError as error:
-        raise RuntimeError(
-            "robot_description: package xacro is not installed; sudo apt install ros-jazzy-xacro"
-        ) from error
-    text: str = xacro.process_file(str(path), mappings=mappings).toxml()
-    return text
 
 
 def rviz_argument() -> DeclareLaunchArgument:
@@ -401,32 +277,6 @@ def rviz(context: LaunchContext) -> list[Node]:
             output="log",
         )
     ]
-
-
-def driver(
-    package: str, launch_file: str, arguments: Mapping[str, str], installation: str
-) -> IncludeLaunchDescription:
-    """The maker's driver.
-
-    Args:
-        package: the package that holds its launch file.
-        launch_file: the file's name in ``launch/``.
-        arguments: its launch arguments.
-        installation: how to install it, said when it is missing.
-
-    Raises:
-        RuntimeError: the package is not installed.
-    """
-    try:
-        share = Path(get_package_share_directory(package))
-    except PackageNotFoundError as error:
-        raise RuntimeError(
-            f"start_driver: package {package} is not installed; {installation}"
-        ) from error
-    return IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(str(share / "launch" / launch_file)),
-        launch_arguments=dict(arguments).items(),
-    )
 
 
 def required(context: LaunchContext, name: str, why: str) -> str:

@@ -44,7 +44,14 @@ QUEUE = 1000
 """Messages of a topic that wait while another is written."""
 DISCOVERED_EVERY_S, TOLD_EVERY_S, ANSWER_S, ASKED_EVERY_S = 0.5, 10.0, 15.0, 1.0
 PLANNER = "planner_node"
-NODES = (PLANNER, "camera_node", "arm_controller_node", "sim_node")
+NODES = (
+    PLANNER,
+    "camera_node",
+    "arm_controller_node",
+    "deadman_node",
+    "sim_node",
+    "view_node",
+)
 
 
 class Recorder:

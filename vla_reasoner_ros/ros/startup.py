@@ -55,7 +55,8 @@ def ordered_startup(
             at_start("inactive", "configuring", [_change(node, Transition.TRANSITION_ACTIVATE)]),
             at_start("active", "activating", [*_has_started(node, started), *following]),
             at_start("unconfigured", "configuring", [_failed(node, "configure")]),
-            at_start("inactive", "activating", [_failed(node, "activate")]),
+            # A node that fails to activate is torn down by its handler of errors.
+            at_start("unconfigured", "errorprocessing", [_failed(node, "activate")]),
             _on(node, "finalized", "errorprocessing", [_failed(node, "recover from an error")]),
         ]
     first, *_ = nodes
