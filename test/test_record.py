@@ -216,6 +216,50 @@ def test_a_message_is_recorded_when_it_came_not_when_a_busy_recorder_took_it():
     assert [topic for _, topic in sorted(taken)] == ["/first"] * 3 + ["/second"]
 
 
+def test_what_waits_when_a_recording_is_ended_is_in_the_bag(tmp_path):
+    """An executor takes one message of each topic in turn; a busy recorder is behind with some."""
+    rclpy = pytest.importorskip("rclpy", reason="source a ROS 2 or run make setup")
+    from rclpy.executors import SingleThreadedExecutor
+    from std_msgs.msg import String
+
+    from vla_reasoner_ros.ros import qos, record
+
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=87)
+    node = rclpy.create_node("recorder", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    publisher = node.create_publisher(String, "many", qos.STATE)
+    end = time.monotonic() + 60.0
+
+    told = []
+    sent = []
+
+    def stopped():
+        """As soon as it records: publish all at once, and end it."""
+        assert time.monotonic() < end, "nobody subscribed"
+        if publisher.get_subscription_count() and "recording to" in "".join(told) and not sent:
+            sent.extend(str(index) for index in range(40))
+            for word in sent:
+                publisher.publish(String(data=word))
+        return bool(sent)
+
+    parser = argparse.ArgumentParser()
+    record.add_arguments(parser)
+    options = parser.parse_args(["--measure", "0", "--reserve-mb", "0", "--no-trees"])
+    topics = {"many": recordings.STRING}
+    try:
+        bag = tmp_path / "bag"
+        assert record.record(node, executor, topics, bag, options, stopped, told.append) == 0
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    with BagReader(bag) as reader:
+        said = [reader.deserialize(message).data for message in reader.messages(["/many"])]
+    assert said == sent
+
+
 def test_a_bag_is_played_with_its_time_and_without_commands(tmp_path):
     rclpy = pytest.importorskip("rclpy", reason="source a ROS 2 or run make setup")
     from rclpy.executors import SingleThreadedExecutor

@@ -43,6 +43,8 @@ from vla_reasoner_ros.srv import GetSearchTree
 QUEUE = 1000
 """Messages of a topic that wait while another is written."""
 DISCOVERED_EVERY_S, TOLD_EVERY_S, ANSWER_S, ASKED_EVERY_S = 0.5, 10.0, 15.0, 1.0
+LAST_TREES_S = 2.0
+"""How long the end of a recording waits for the trees of its last decisions."""
 PLANNER = "planner_node"
 NODES = (
     PLANNER,
@@ -72,6 +74,7 @@ class Recorder:
         self._subscriptions: dict[str, Any] = {}
         self._latched: dict[str, tuple[str, bytes]] = {}
         self._trees: Any = None
+        self._asked: list[Future] = []
         self._tree_topic = node.resolve_topic_name("search_tree")
         self.refused: dict[str, str] = {}
         self._timer = node.create_timer(DISCOVERED_EVERY_S, self.discover)
@@ -127,6 +130,20 @@ class Recorder:
         """Ask the planner for the tree of every decision, unless it publishes them by itself."""
         self._trees = self._node.create_client(GetSearchTree, "planner_node/get_search_tree")
 
+    def take_waiting(self) -> None:
+        """Hand on what has come and was not looked at yet: nobody spins any more."""
+        for subscription in self._subscriptions.values():
+            for _ in range(QUEUE):
+                waiting = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+                if waiting is None:
+                    break
+                subscription.callback(*waiting)
+
+    @property
+    def asking(self) -> bool:
+        """Whether the planner has still to answer with a tree."""
+        return any(not answer.done() for answer in self._asked)
+
     def _came(
         self, topic: str, kind: str, latched: bool, data: bytes, info: Mapping[str, int]
     ) -> None:
@@ -137,7 +154,9 @@ class Recorder:
         self._take(topic, kind, data, info.get("received_timestamp") or time.time_ns())
         asked = topic.endswith("/search_statistics") and self._tree_topic not in self._subscriptions
         if asked and self._trees is not None and self._trees.service_is_ready():
-            self._trees.call_async(GetSearchTree.Request()).add_done_callback(self._tree_came)
+            answer = self._trees.call_async(GetSearchTree.Request())
+            answer.add_done_callback(self._tree_came)
+            self._asked = [other for other in self._asked if not other.done()] + [answer]
 
     def _tree_came(self, future: Any) -> None:
         answer = future.result()
@@ -283,6 +302,11 @@ def record(
                 say(f"record: {recording.told()}, {recording.free / 1e6:.0f} MB of room\n")
             if options.seconds and now - begun >= options.seconds:
                 break
+        # An executor hands on one message of each topic in turn: the busiest ones still wait.
+        recorder.take_waiting()
+        until = time.monotonic() + LAST_TREES_S
+        while recorder.asking and time.monotonic() < until:
+            executor.spin_once(timeout_sec=0.05)
     finally:
         recording.close()
     say(f"record: {recording.told()} in {out}\n")
