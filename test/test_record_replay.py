@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +44,8 @@ RECORDED = (
     "/clock",
 )
 TIMES = {"time_ms", "stage_ms"}
+RESENT_S = 4.0
+"""What a busy machine lost is sent again with a heartbeat; Fast DDS sends one every 3 s."""
 # What `ros2 launch` does, without its command line. A shell may have switched SIGINT off.
 LAUNCH = """
 import signal, sys
@@ -110,6 +113,7 @@ def bags(tmp_path_factory):
                 # hear another one on different sides of a picture.
                 for seed in (3, 7):
                     assert runner.run("lift_green", seed, "search").decisions
+                time.sleep(RESENT_S)
         finally:
             end(running)
     return list(commands)
