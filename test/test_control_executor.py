@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,13 @@ from vla_reasoner_ros.control.spline import limited_spline_to_rest
 from vla_reasoner_ros.control.trajectory import JointTrajectory, resting
 from vla_reasoner_ros.errors import ConfigurationError, ObservationError
 from vla_reasoner_ros.parameters import build, replace
-from vla_reasoner_ros.types import ActionChunk, ActionSpec, GripperSpec, Representation
+from vla_reasoner_ros.types import (
+    ActionChunk,
+    ActionSpec,
+    ChunkSource,
+    GripperSpec,
+    Representation,
+)
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -1097,6 +1105,19 @@ def test_a_hold_leaves_the_gripper_as_it_is():
     rig.publish(rig.executor.hold(rig.now))
     rig.run(1.0)
     assert rig.grips == [(0.0, 1.0)]
+
+
+def test_a_chunk_that_holds_leaves_the_gripper_as_it_is():
+    """What holds position only knows the opening that is measured: that of a wide object."""
+    rig = Rig()
+    rig.submit(rig.chunk(np.zeros((8, 6)), gripper=0.0))
+    rig.run(0.2)
+    holding = rig.chunk(np.zeros((8, 6)), gripper=1.0)
+    rig.submit(dataclasses.replace(holding, source=ChunkSource.HOLD))
+    rig.run(0.2)
+    rig.submit(rig.chunk(np.zeros((8, 6)), gripper=0.0))
+    rig.run(0.2)
+    assert rig.grips == [(0.0, 0.0)]
 
 
 # Dry run and parameters.

@@ -67,6 +67,12 @@ def test_an_old_a_repeated_and_a_much_later_observation_begin_anew(tracker, stam
     assert torch.equal(tracker.update(seen, stamp), seen)
 
 
+def test_in_another_episode_nothing_is_remembered(tracker):
+    tracker.forget()
+    seen = latent((0.42, 0.05, 0.02), 0.05)
+    assert torch.equal(tracker.update(seen, 2 * STEP), seen)
+
+
 def test_every_number_of_it_can_be_chosen():
     quick = ObjectTracker(LAYOUT, {"forget": 0.3})
     quick.update(latent((0.5, 0.1, 0.02), 0.002), STEP)

@@ -47,8 +47,9 @@ class HeldDecider:
     def __init__(self):
         self.asked = queue.Queue()
         self.gate = threading.Semaphore(0)
-        self.resets = 0
+        self.resets = self.withdrawals = 0
         self.parameters = []
+        self.failures = []
 
     def decide(self, observation, deadline_s=None, actions_consumed=None, frozen=None):
         self.asked.put(observation)
@@ -61,7 +62,12 @@ class HeldDecider:
         return Decision(chunk, chunk, statistics=None)
 
     def reset(self):
+        if self.failures:
+            raise self.failures.pop()
         self.resets += 1
+
+    def withdraw(self):
+        self.withdrawals += 1
 
     def check(self, parameters):
         if parameters.executed > 8:
@@ -239,6 +245,29 @@ def test_a_decision_that_a_pause_or_a_reset_met_is_forgotten(rig, interrupt):
     rig.planner.offer(observation(2000))
     assert rig.stamp(rig.let_go()) == 2000
     assert rig.decisions.empty()
+    assert rig.decider.withdrawals == 1
+
+
+def test_an_episode_that_could_not_begin_begins_with_the_next_observation(rig):
+    rig.planner.offer(observation(1000))
+    rig.let_go()
+    rig.asked()
+    rig.planner.reset()
+    rig.decider.failures.append(OSError("the policy was just away"))
+    rig.planner.offer(observation(1100))
+    assert "just away" in str(rig.errors.get(timeout=5))
+    rig.planner.offer(observation(1200))
+    assert rig.asked() == 1200
+    assert rig.decider.resets == 2
+
+
+def test_parameters_that_fail_do_not_cost_the_observation(rig):
+    rig.planner.pause(True)
+    rig.planner.change(SearchParameters(executed=12))
+    assert isinstance(rig.errors.get(timeout=5), ConfigurationError)
+    rig.planner.pause(False)
+    rig.planner.offer(observation(1000))
+    assert rig.stamp(rig.let_go()) == 1000
 
 
 def test_when_a_pause_has_returned_nothing_more_is_published(rig):

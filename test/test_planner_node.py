@@ -1,14 +1,22 @@
 """The planner as a process: what it publishes, and what it does with bad input."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 
+from vla_reasoner_ros.components import Components
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.errors import ModelError
 from vla_reasoner_ros.msg import ActionChunk, Observation, SearchStatistics, SearchTree
+from vla_reasoner_ros.nodes import planner_node
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.policies.small_vla import SmallVla
 from vla_reasoner_ros.ros import qos
@@ -333,3 +341,36 @@ def test_the_stamp_of_the_observation_goes_through(searching):
     stamp_ns = to_nanoseconds(message.header.stamp)
     assert to_nanoseconds(chunk.observation_stamp) == stamp_ns
     assert to_nanoseconds(said.observation_stamp) == stamp_ns
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_models_are_gone_when_the_node_let_go_of_them(fails, monkeypatch):
+    """Also those that refer to themselves, and those of a configuration that was refused."""
+    made = []
+
+    class Large(SmallVla):
+        def __init__(self):
+            super().__init__()
+            self.itself = self
+            made.append(weakref.ref(self))
+
+        def propose(self, observation, n=1):
+            if fails:
+                raise ModelError("out of memory")
+            return super().propose(observation, n)
+
+    monkeypatch.setattr(planner_node, "load_components", lambda _: Components(Large()))
+    rclpy.init(domain_id=88)
+    try:
+        overrides = [Parameter("autostart", value=False)]
+        node = planner_node.PlannerNode("planner_node", parameter_overrides=overrides)
+        gc.disable()
+        succeeded = node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert succeeded is not fails
+        if succeeded:
+            node.trigger_cleanup()
+        assert made[0]() is None
+    finally:
+        gc.enable()
+        node.destroy_node()
+        rclpy.try_shutdown()

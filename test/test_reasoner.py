@@ -450,6 +450,49 @@ def test_warming_up_leaves_no_trace():
     )
 
 
+class Rememberer(Point):
+    """Sees the end effector half-way to where it was before."""
+
+    def __init__(self):
+        self.forget()
+
+    def forget(self):
+        self.before = None
+
+    def encode(self, observation):
+        super().encode(observation)
+        if self.before is not None:
+            self.positions[0] = (self.positions[0] + self.before) / 2.0
+        self.before = observation.ee_position
+
+
+def test_an_episode_begins_without_memory_of_the_one_before():
+    agent = reasoner(world_model=Rememberer())
+    agent.warm_up(observation(9.0))
+    agent.reset(seed=3)
+    first = agent.decide(observation(0.0)).statistics
+    agent.decide(observation(0.4, (0.2, 0.1, 0.0)))
+    agent.reset(seed=3)
+    assert agent.decide(observation(0.0)).statistics.root_value == first.root_value
+
+
+def test_nothing_goes_on_from_a_decision_that_is_not_carried_out():
+    class Continued(Drifter):
+        def condition_on_prefix(self, chunk):
+            prefixes.append(chunk)
+
+    prefixes = []
+    agent = reasoner(Continued(), reuse=True)
+    agent.decide(observation(0.0), actions_consumed=lambda: 2)
+    agent.decide(observation(0.2), actions_consumed=lambda: 2)
+    agent.withdraw()
+    decision = agent.decide(observation(0.4))
+    assert prefixes[1] is not None
+    assert prefixes[2] is None
+    assert np.isnan(decision.statistics.drift)
+    assert decision.statistics.sequence == 3
+
+
 @pytest.mark.parametrize("method", ["tree", "best_of_n", "shooting", "cem", "mppi"])
 def test_every_method_answers_through_the_same_door(method):
     path = drive(reasoner(method=method, simulations=64, alpha=0.3), 4)

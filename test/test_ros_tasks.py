@@ -7,7 +7,9 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not importable: source a ROS 2 or run make setup")
 
 from action_msgs.msg import GoalStatus
+from builtin_interfaces.msg import Time
 from rclpy.action import ActionClient
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 from test_planner_node import PLANNER, SEARCHING, Rig
@@ -158,6 +160,26 @@ def test_a_reset_ends_the_task(rig):
     answer = rig.service(Trigger, "reset", Trigger.Request())
     assert (answer.success, answer.message) == (True, "the task was ended")
     assert rig.result(handle)[1].reason_name == "reset"
+
+
+def test_a_clock_that_jumps_back_ends_the_task(rig):
+    clock = rig.client.node.create_publisher(Clock, "/clock", qos.CLOCK)
+    rig.client.set_parameters(PLANNER, {"use_sim_time": True})
+
+    def tell(second):
+        clock.publish(Clock(clock=Time(sec=second)))
+        rig.client.spin(0.05)
+
+    rig.client.wait(clock.get_subscription_count, 30.0, "the planner")
+    tell(2000)
+    handle = rig.send(time_limit=1e6)
+    rig.client.wait(lambda: tell(2003) or rig.feedback, 30.0, "the feedback")
+    rig.client.wait(lambda: tell(1000) or handle.outcome.done(), 30.0, "the end of the task")
+    result = rig.result(handle)[1]
+    rig.client.set_parameters(PLANNER, {"use_sim_time": False})
+    rig.client.node.destroy_publisher(clock)
+    assert (result.reason_name, result.message) == ("reset", "the clock jumped back by 1e+03 s")
+    assert 0.0 <= result.time <= 3.0
 
 
 def test_a_pause_holds_the_task_up_and_ends_it_not(rig):

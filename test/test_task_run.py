@@ -83,6 +83,14 @@ def test_time_is_that_of_the_nodes_clock():
     assert ending(run) is Ending.TIME_LIMIT
 
 
+def test_time_goes_on_when_the_clock_jumps_back():
+    run = task(time_limit=2.0)
+    run.clock_jumped(-100.0)
+    assert run.progress(-99 * SECOND).time_s == 1.0
+    run.check(-98 * SECOND, 4.0)
+    assert ending(run) is Ending.TIME_LIMIT
+
+
 def test_silence_ends_it_but_a_pause_does_not():
     run = task()
     run.check(0, 4.9)

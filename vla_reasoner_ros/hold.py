@@ -15,7 +15,9 @@ from vla_reasoner_ros.types import (
 
 
 def hold(spec: ActionSpec, steps: int, observation: Observation) -> ActionChunk:
-    """Zero displacements, or the present joints or pose; the gripper stays as it is.
+    """Zero displacements, or the present joints or pose, and the opening that was measured.
+
+    The arm controller sends no gripper command of such a chunk: the gripper goes on as it is.
 
     Args:
         spec: the convention of the chunk.

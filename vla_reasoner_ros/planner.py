@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -164,14 +164,20 @@ class Planner:
                 resetting = self._resetting and observation is not None
                 if observation is not None:
                     self._newest, self._resetting, self._abandoned = None, False, False
-            try:
-                if changed is not None:
-                    self._reasoner.set_parameters(changed)
-                    self._executed = changed.executed
-                if observation is not None:
-                    self._decide(observation, resetting)
-            except Exception as error:
-                self._fail(error)
+            if changed is not None:
+                self._attempt(self._take_over, changed)
+            if observation is not None:
+                self._attempt(self._decide, observation, resetting)
+
+    def _attempt(self, work: Callable[..., None], *given: Any) -> None:
+        try:
+            work(*given)
+        except Exception as error:
+            self._fail(error)
+
+    def _take_over(self, parameters: SearchParameters) -> None:
+        self._reasoner.set_parameters(parameters)
+        self._executed = parameters.executed
 
     def _ready(self) -> bool:
         return self._newest is not None and not self._paused and self._due(self._newest.stamp_ns)
@@ -183,6 +189,7 @@ class Planner:
     def _decide(self, observation: Observation, resetting: bool) -> None:
         first = resetting or self._decided_ns is None or observation.stamp_ns < self._decided_ns
         if first:
+            self._decided_ns = None  # until that is done, the next one is a first one, too
             self._reasoner.reset()
             self._chunks.clear()
         self._decided_ns = observation.stamp_ns
@@ -201,7 +208,9 @@ class Planner:
             frozen=frozen if self._chunks.known else None,
         )
         with self._publishing:  # nothing is said after a pause or a reset has returned
-            if not self._abandoned:
+            if self._abandoned:
+                self._reasoner.withdraw()
+            else:
                 self._chunks.published(decision.chunk)
                 self._publish(decision)
 

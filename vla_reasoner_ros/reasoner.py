@@ -38,7 +38,7 @@ from vla_reasoner_ros.search.statistics import (
 )
 from vla_reasoner_ros.types import ActionChunk, ChunkSource, Decision, Observation
 from vla_reasoner_ros.values.base import Value
-from vla_reasoner_ros.world_models.base import RestoresViews, WorldModel
+from vla_reasoner_ros.world_models.base import Remembers, RestoresViews, WorldModel
 
 Floats = NDArray[np.float64]
 
@@ -130,7 +130,17 @@ class Reasoner:
             self._foresight: Foresight | None = None
             self._last_chunk: ActionChunk | None = None
             self._drift.reset()
+            if self._imagination and isinstance(self._imagination.world_model, Remembers):
+                self._imagination.world_model.forget()
             self._policy.reset()
+
+    def withdraw(self) -> None:
+        """The last decision is not carried out: nothing is expected of it, nothing goes on from it.
+
+        Its number stays taken.
+        """
+        with self._lock:
+            self._foresight = self._last_chunk = None
 
     def interrupt(self) -> None:
         """End the search under way, from another thread: it answers with the best so far."""

@@ -200,6 +200,11 @@ class TaskRun:
                 f"{self._parameters.success_time:g} s",
             )
 
+    def clock_jumped(self, seconds: float) -> None:
+        """The node's clock jumped: its time goes on from there."""
+        with self._lock:
+            self._begun_ns += round(seconds * 1e9)
+
     def paused(self, wall_s: float) -> None:
         """No decisions are due now, which is nobody's fault."""
         with self._lock:

@@ -30,7 +30,7 @@ from vla_reasoner_ros.control.stops import Hold, ResetRefused, Stops
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.control.watchdog import Watchdog
 from vla_reasoner_ros.errors import ConfigurationError, TrajectoryError
-from vla_reasoner_ros.types import ActionChunk, ActionSpec, FloatArray
+from vla_reasoner_ros.types import ActionChunk, ActionSpec, ChunkSource, FloatArray
 
 __all__ = [
     "Accepted",
@@ -233,7 +233,9 @@ class ChunkExecutor:
             sent = self._running.run(motion, now_ns)
             at_end = self.parameters.gripper.due == "end"
             dues = ends if at_end else [switch_ns, *ends][:-1]
-            self._gripper.replace(dues, plan.openings, trimmed.first)
+            # A hold knows what the gripper measures: told that, it would let go of a wide object.
+            openings = None if chunk.source is ChunkSource.HOLD else plan.openings
+            self._gripper.replace(dues, openings, trimmed.first)
             commands = Commands(sent, self._gripper.due(now_ns, inclusive=True))
         return Accepted(commands, motion, trimmed.first, plan.stretch, base)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -140,6 +141,9 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
     def _unload(self) -> None:
         for name in ("_planner", "_components", "_matcher", "_record"):
             self.__dict__.pop(name, None)
+        # What failed to configure is held by its error, and models may refer to themselves: the
+        # next ones would not fit beside them.
+        gc.collect()
 
     def check_parameters(self, parameters: PlannerParameters) -> None:
         """What depends on the policy and the world model: how much of a chunk can be searched."""
@@ -151,6 +155,7 @@ class PlannerNode(LifecycleNode[PlannerParameters]):
 
     def clock_jumped_back(self, seconds: float) -> None:
         """A new episode begins."""
+        self._tasks.clock_jumped_back(seconds)
         self._new_episode()
 
     def _new_episode(self) -> None:

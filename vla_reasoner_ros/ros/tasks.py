@@ -100,6 +100,17 @@ class TaskServer:
         if run is not None:
             run.decided(decision.statistics, self._node.now_ns(), time.monotonic())
 
+    def clock_jumped_back(self, seconds: float) -> None:
+        """End the task at hand: it belongs to an episode that is over.
+
+        Args:
+            seconds: the jump, negative.
+        """
+        run = self._run
+        if run is not None:
+            run.clock_jumped(seconds)
+            run.end(Ending.RESET, f"the clock jumped back by {-seconds:.3g} s")
+
     # The action, in threads of the executor.
 
     def _goal_came(self, goal: RunTask.Goal) -> GoalResponse:

@@ -117,6 +117,10 @@ class TwinWorldModel:
             raise ConfigurationError(f"twin: capacity must be positive, got {capacity}")
         self._slots = [None] * capacity
 
+    def forget(self) -> None:
+        """An episode begins: what was seen before is no longer there."""
+        self._tracker.forget()
+
     def encode(self, observation: Observation) -> None:
         """Put the arm where it feels itself and the objects where they are seen, in slot 0.
 

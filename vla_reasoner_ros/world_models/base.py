@@ -69,6 +69,14 @@ class WorldModel(Protocol):
 
 
 @runtime_checkable
+class Remembers(Protocol):
+    """A world model whose states also depend on the observations before."""
+
+    def forget(self) -> None:
+        """An episode begins: the next observation is the first one."""
+
+
+@runtime_checkable
 class RestoresViews(Protocol):
     """A world model that knows what its cameras showed in training."""
 

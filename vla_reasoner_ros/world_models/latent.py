@@ -341,6 +341,10 @@ class LatentWorldModel(LatentStates):
         self._tracker = ObjectTracker(config.layout, tracking)
         self.views = ViewCorrector.load(folder) if views else None
 
+    def forget(self) -> None:
+        """An episode begins: what was seen before is no longer there."""
+        self._tracker.forget()
+
     def encode(self, observation: Observation) -> None:
         """Write the state that was seen to slot 0, with what is hidden where it was seen last."""
         if self.views is not None:

@@ -81,6 +81,10 @@ class ObjectTracker:
         self._last: Tensor | None = None
         self._stamp_ns = 0
 
+    def forget(self) -> None:
+        """Begin anew with the next observation."""
+        self._last = None
+
     def update(self, latent: Tensor, stamp_ns: int) -> Tensor:
         """The (Z,) latent of an observation, its objects weighed against those seen before.
 
