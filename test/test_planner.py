@@ -48,6 +48,7 @@ class HeldDecider:
         self.asked = queue.Queue()
         self.gate = threading.Semaphore(0)
         self.resets = self.withdrawals = 0
+        self.interrupted = False
         self.parameters = []
         self.failures = []
 
@@ -65,6 +66,9 @@ class HeldDecider:
         if self.failures:
             raise self.failures.pop()
         self.resets += 1
+
+    def interrupt(self):
+        self.interrupted = True
 
     def withdraw(self):
         self.withdrawals += 1
@@ -235,10 +239,12 @@ def test_paused_it_decides_nothing_and_forgets_what_came(rig):
 
 
 @pytest.mark.parametrize("interrupt", [lambda p: p.pause(True), lambda p: p.reset()])
-def test_a_decision_that_a_pause_or_a_reset_met_is_forgotten(rig, interrupt):
+def test_a_decision_that_a_pause_or_a_reset_met_is_cut_short_and_forgotten(rig, interrupt):
     rig.planner.offer(observation(1000))
     rig.asked()
+    assert not rig.decider.interrupted
     interrupt(rig.planner)
+    assert rig.decider.interrupted
     rig.decider.gate.release()
     rig.planner.pause(False)
     rig.planner.reset()
@@ -294,7 +300,12 @@ def test_it_can_be_started_again_as_a_new_episode(rig):
     rig.planner.offer(observation(1000))
     rig.let_go()
     rig.asked()
-    rig.planner.stop().result(timeout=30)
+    rig.planner.offer(observation(1400))
+    rig.asked()
+    ended = rig.planner.stop()
+    assert rig.decider.interrupted
+    rig.decider.gate.release()
+    ended.result(timeout=30)
     rig.planner.start()
     rig.planner.offer(observation(1100))
     assert rig.asked() == 1100

@@ -99,7 +99,8 @@ class Planner:
     def stop(self) -> Future[None]:
         """Decide no more; done when the decision at hand, which is forgotten, has ended."""
         with self._wake:
-            self._ending = self._abandoned = True
+            self._ending = True
+            self._abandon()
             self._wake.notify()
         if self._running is None:
             self._running = Future()
@@ -136,17 +137,23 @@ class Planner:
     def reset(self) -> None:
         """Forget the episode and the decision at hand: the next observation is a first one."""
         with self._publishing, self._wake:
-            self._newest, self._resetting, self._abandoned = None, True, True
+            self._resetting = True
+            self._abandon()
 
     def pause(self, paused: bool) -> None:
         """Stop deciding, or go on with the next observation.
 
-        The decision at hand is finished and forgotten.
+        The decision at hand is cut short and forgotten.
         """
         with self._publishing, self._wake:
             self._paused = paused
-            self._newest, self._abandoned = None, True
+            self._abandon()
             self._wake.notify()
+
+    def _abandon(self) -> None:
+        """Forget what came, and the decision at hand, which need not be searched to its end."""
+        self._newest, self._abandoned = None, True
+        self._reasoner.interrupt()
 
     @property
     def paused(self) -> bool:
