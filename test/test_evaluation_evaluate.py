@@ -46,6 +46,7 @@ def plain_world():
     world.close()
 
 
+CHANGED = share_directory() / "config" / "scenes" / "changed.py"
 CASES = [Case("lift_green", 0, "policy"), Case("lift_green", 1, "policy")]
 
 
@@ -172,6 +173,57 @@ def test_the_half_line_of_a_killed_run_is_forgotten(tmp_path):
     assert len(EpisodeStore(path, Settings()).finished(CASES)) == 2
 
 
+def test_a_damaged_line_elsewhere_costs_no_episode(tmp_path):
+    path = tmp_path / "out.episodes.jsonl"
+    store = EpisodeStore(path, Settings())
+    for case in CASES:
+        store.add(case, summary(case))
+    header, first, second = path.read_text().splitlines()
+    for damaged, number in ((first[:9], 2), ("[1]", 2), ('{"task": "lift_green"}', 2)):
+        written = f"{header}\n{damaged}\n{second}\n"
+        path.write_text(written)
+        with pytest.raises(ConfigurationError, match=rf"jsonl, line {number}: expected"):
+            EpisodeStore(path, Settings())
+        assert path.read_text() == written
+    path.write_text("[1]\n")
+    with pytest.raises(ConfigurationError, match=r"jsonl, line 1: expected a JSON object, got"):
+        EpisodeStore(path, Settings())
+    assert EpisodeStore(path, Settings(), fresh=True).finished(CASES) == []
+
+
+def test_episodes_of_another_function_of_the_same_scene_hook_are_not_mixed_in(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "out.episodes.jsonl"
+    settings = Settings(scene_hook=f"{CHANGED}:dim_light")
+    EpisodeStore(path, settings).add(CASES[0], summary(CASES[0]))
+    assert CASES[0] in EpisodeStore(path, settings)
+    with pytest.raises(ConfigurationError, match="made with other scene_hook; give another"):
+        EpisodeStore(path, Settings(scene_hook=f"{CHANGED}:shifted_camera"))
+    monkeypatch.setenv("HOME", str(CHANGED.parent))
+    assert CASES[0] in EpisodeStore(path, Settings(scene_hook="~/changed.py:dim_light"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "stem"])
+def test_episodes_of_other_models_that_options_name_are_not_mixed_in(kind, tmp_path):
+    path, card = tmp_path / "out.episodes.jsonl", tmp_path / "mine" / "net.json"
+    card.parent.mkdir()
+    card.write_text('{"tensors_sha256": "1"}')
+    named = str(card.parent if kind == "folder" else card.with_suffix(""))
+    options = tmp_path / "options.yaml"
+    options.write_text(f"options: {{kde: {{model: {named}}}}}")
+    for settings in (
+        Settings(options={"value": {"models_dir": named}}),
+        Settings(overrides={"planner.prior_options": str(options)}),
+    ):
+        card.write_text('{"tensors_sha256": "1"}')
+        EpisodeStore(path, settings, fresh=True).add(CASES[0], summary(CASES[0]))
+        assert CASES[0] in EpisodeStore(path, settings)
+        card.write_text('{"tensors_sha256": "2"}')
+        with pytest.raises(ConfigurationError, match="made with other options_models; give"):
+            EpisodeStore(path, settings)
+
+
 def test_episodes_of_other_settings_are_not_mixed_in(tmp_path):
     path = tmp_path / "out.episodes.jsonl"
     EpisodeStore(path, Settings()).add(CASES[0], summary(CASES[0]))
@@ -288,7 +340,6 @@ def test_time_does_not_wait_for_a_planner_that_thinks():
     assert record.rejections <= len(slow.stamps)
 
 
-CHANGED = share_directory() / "config" / "scenes" / "changed.py"
 UNSEEN = ("heavier", "lighter", "rough", "soft_arm")
 """Changes that no camera sees."""
 

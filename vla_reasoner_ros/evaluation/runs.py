@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from vla_reasoner_ros.executor import EngineSettings, run_jobs
 from vla_reasoner_ros.files import digest, models_fingerprint, write_atomically
 from vla_reasoner_ros.parameters import flatten
 from vla_reasoner_ros.paths import MODELS_VARIABLE, models_directory
+from vla_reasoner_ros.plugins import read_options
 
 if TYPE_CHECKING:
     from vla_reasoner_ros.reasoner import Reasoner
@@ -63,7 +64,6 @@ class Settings:
         Raises:
             ConfigurationError: a file cannot be read, a name is unknown or a value wrong.
         """
-        hook = Path(self.scene_hook.rpartition(":")[0])
         search = arm_table.search_parameters("search", self.overrides)
         components = arm_table.component_parameters("search", self.overrides)
         files = {kind: getattr(components, f"{kind}_options") for kind in KINDS}
@@ -73,12 +73,43 @@ class Settings:
             "parameters": flatten(search, "search.") | flatten(components, "planner."),
             "options": {kind: dict(values) for kind, values in self.options.items()},
             "options_files": {k: digest([Path(path)]) for k, path in files.items() if path},
-            "scene_hook": digest([hook]) if self.scene_hook else "",
+            "options_models": _models_of(
+                {kind: read_options(path) | dict(self.options.get(kind, {}))}
+                for kind, path in files.items()
+            ),
+            "scene_hook": _hook_fingerprint(self.scene_hook),
             "limit": self.limit,
             "held_out": self.held_out,
             "latency_true": self.latency_true,
             "models": models_fingerprint(models_directory()),
         }
+
+
+def _hook_fingerprint(hook: str) -> str:
+    """What tells one function of a file from another, and from itself before a change."""
+    file, _, function = hook.rpartition(":")
+    return f"{digest([Path(file).expanduser()])}:{function}" if hook else ""
+
+
+def _models_of(options: Any) -> dict[str, str]:
+    """Hashes of the models that options name anywhere, by the folder or path stem in the options.
+
+    Raises:
+        ConfigurationError: a card cannot be read.
+    """
+    if isinstance(options, str) and options:
+        if os.path.isdir(options):
+            return {options: models_fingerprint(Path(options))}
+        card = f"{options}.json"
+        return {options: digest([Path(card)])} if os.path.isfile(card) else {}
+    if isinstance(options, Mapping):
+        options = options.values()
+    elif isinstance(options, str) or not isinstance(options, Iterable):
+        return {}
+    found: dict[str, str] = {}
+    for part in options:
+        found |= _models_of(part)
+    return found
 
 
 class EpisodeStore:
@@ -91,7 +122,7 @@ class EpisodeStore:
 
     Raises:
         ConfigurationError: the file was made with other settings, other models or by another
-            version.
+            version, or a line is none of an episode.
     """
 
     def __init__(self, path: Path, settings: Settings, fresh: bool = False) -> None:
@@ -106,7 +137,12 @@ class EpisodeStore:
                     f"{path} was made with other {', '.join(differing)}; give another --json "
                     "(ablate: --out), or --fresh"
                 )
-            for episode in lines[1:]:
+            for number, episode in enumerate(lines[1:], start=2):
+                if not {"task", "seed", "arm"} <= episode.keys():
+                    raise ConfigurationError(
+                        f"{path}, line {number}: expected an episode with task, seed and arm, "
+                        f"got {', '.join(episode) or 'nothing'}"
+                    )
                 self._episodes[Case(episode["task"], episode["seed"], episode["arm"])] = episode
         # Written anew, without the half line that a killed run may have left.
         kept = [header, *self._episodes.values()]
@@ -214,8 +250,22 @@ class Worker:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The objects of a file; the half line that a killed run leaves at its end is left out.
+
+    Raises:
+        ConfigurationError: another line is no JSON object.
+    """
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
+            found = json.loads(line)
         except ValueError:
-            return  # the half line of a killed run; nothing follows it
+            if number == len(lines):
+                return
+            found = None
+        if not isinstance(found, dict):
+            raise ConfigurationError(
+                f"{path}, line {number}: expected a JSON object, got {line[:60]!r}; mend the line "
+                "or delete it, or --fresh"
+            )
+        yield found
