@@ -122,14 +122,54 @@ def test_what_a_changed_step_had_made_is_set_aside(two, tmp_path):
     recipe.set_aside(steps[1], work)
 
 
+def test_all_that_a_changed_evaluation_had_written_is_set_aside(two, tmp_path):
+    two.write_text('steps: [{name: loop, run: "evaluate --json {work}/results/loop.json"}]')
+    (step,) = load_recipe(str(two), tmp_path, tmp_path / "models")
+    results = tmp_path / "results"
+    results.mkdir()
+    # An interrupted one has not come to its results.
+    for name in ("loop.episodes.jsonl", "loop.md", "loop.success.svg", "loop2.json"):
+        (results / name).touch()
+    recipe.set_aside(step, tmp_path)
+    assert [path.name for path in results.iterdir()] == ["loop2.json"]
+    assert len(list((tmp_path / recipe.REPLACED).glob("*/results/loop.*"))) == 3
+
+
+def test_models_are_kept_as_they_were_before_the_first_changed_step(two, tmp_path, monkeypatch):
+    models = tmp_path / "models"
+    monkeypatch.setattr(
+        recipe, "_run", lambda step, *_: (models / "net.json").write_text(step.key) and 0
+    )
+    ledger = Ledger(tmp_path / recipe.LEDGER, str(models))
+    before = load_recipe(str(two), tmp_path, models)
+    recipe.run_steps(before, ledger, 0)
+    assert not (tmp_path / recipe.REPLACED).exists()
+    two.write_text(TWO.replace("--expert 2 ", "--expert 3 "))
+    recipe.run_steps(load_recipe(str(two), tmp_path, models), ledger, 0)
+    (kept,) = (tmp_path / recipe.REPLACED).glob("*/models/net.json")
+    assert kept.read_text() == before[-1].key != (models / "net.json").read_text()
+
+
 def test_a_step_makes_what_no_step_before_it_names():
     work = Path("work")
     makes = {step.name: step.makes for step in load_recipe("shipped", work, work / "models")}
     assert makes["policy"] == (work / "training" / "policy",)
     assert makes["decisions of the expert"] == (work / "branches",)
-    assert makes["decisions of the policy"] == ()
+    assert makes["decisions of the policy"] == (work / "branches_policy",)
     assert work / "branches" / "held_out" not in makes["report card"]
     assert all(work / "models" not in made for made in makes.values())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_step_writes_no_step_before_it_names(name):
+    """Else its old files would stay when it changes."""
+    work = Path("work")
+    for step in load_recipe(name, work, work / "models"):
+        given = vars(parsed(step))
+        verb = step.command[0]
+        written = {"demo-data": "out", "branches": "output", "evaluate": "json", "train": "work"}
+        if verb in written and f"--{written[verb]}" in step.command:
+            assert given[written[verb]] in step.makes, step.name
 
 
 def test_the_time_left_follows_the_speed_of_this_machine(two, tmp_path):

@@ -14,10 +14,12 @@ import contextlib
 import ctypes
 import datetime
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +38,8 @@ from vla_reasoner_ros.training.progress import duration
 
 REPLACED = "replaced"
 """Folder of what changed steps had made."""
+MODELS = "models"
+"""Folder there of the models as they were."""
 HEARTBEAT_S = 10.0
 """How often the time of the running step is written down: what a killed run loses of it at most."""
 LEDGER, TABLE, LOG, LOCK = "recipe.json", "recipe.md", "recipe.jsonl", "recipe.lock"
@@ -285,6 +289,7 @@ def run_steps(steps: Sequence[Step], ledger: Ledger, lock: int) -> None:
     """
     models = Path(ledger.models)
     models.mkdir(parents=True, exist_ok=True)
+    changed = False
     for number, step in enumerate(steps, start=1):
         if ledger.is_done(step):
             _say(f"{number}/{len(steps)} {step.name}: done before")
@@ -297,7 +302,9 @@ def run_steps(steps: Sequence[Step], ledger: Ledger, lock: int) -> None:
             if earlier.outcome == RUNNING:
                 earlier.outcome = KILLED
         if known is not None and not same:
-            set_aside(step, ledger.path.parent)
+            # Steps write into the one folder of models: it is kept as it was before the first.
+            set_aside(step, ledger.path.parent, None if changed else models)
+            changed = True
         ledger.entries[step.name] = entry
         left = time_left(steps, ledger)
         _say(f"{number}/{len(steps)} {step.name}, about {duration(left)} left in all")
@@ -313,15 +320,32 @@ def run_steps(steps: Sequence[Step], ledger: Ledger, lock: int) -> None:
         _say(f"{number}/{len(steps)} {step.name}: done in {duration(entry.seconds)}")
 
 
-def set_aside(step: Step, work: Path) -> None:
-    """Move what an earlier recipe's step of this name made out of the way, below ``replaced``."""
+def set_aside(step: Step, work: Path, models: Path | None = None) -> None:
+    """Move what an earlier recipe's step of this name made out of the way, below ``replaced``.
+
+    Args:
+        step: what it makes; of a file NAME.json also what lies beside it as NAME.*.
+        work: the folder of data, checkpoints and results.
+        models: a folder that is copied there; None for none.
+    """
     folder = work / REPLACED / _now().replace(":", "")
-    for made in step.makes:
-        if made.exists():
-            target = folder / made.relative_to(work)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            made.rename(target)
-            _say(f"{step.name} has changed: {made} is now {target}")
+    if models is not None and any(models.iterdir()):
+        shutil.copytree(models, folder / MODELS, dirs_exist_ok=True)
+        _say(f"{step.name} has changed: models as they were are in {folder / MODELS}")
+    for made in _made(step):
+        target = folder / made.relative_to(work)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made.rename(target)
+        _say(f"{step.name} has changed: {made} is now {target}")
+
+
+def _made(step: Step) -> list[Path]:
+    """What there is of a step's work: results have episodes, report and plots beside them."""
+    found = {path for path in step.makes if path.exists()}
+    for path in step.makes:
+        if path.suffix == ".json":
+            found.update(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    return sorted(found)
 
 
 def time_left(steps: Sequence[Step], ledger: Ledger) -> float:

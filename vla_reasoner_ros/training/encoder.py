@@ -7,6 +7,7 @@ of recorded episodes are mixed in where folders of them are given, because that 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -235,14 +236,14 @@ def outcome_frames(branches: Branches, world: World, each: int, rng: np.random.G
     )
 
 
-def decision_frames(folder: Path, each: int) -> Frames:
-    """Some outcomes of every branched decision in a folder."""
+def decision_frames(folders: Sequence[Path], each: int) -> Frames:
+    """Some outcomes of every branched decision in some folders."""
     world = World()
     try:
         return Frames.join(
             [
                 outcome_frames(Branches.load(path), world, each, np.random.default_rng(i))
-                for i, path in enumerate(branch_files(folder))
+                for i, path in enumerate(p for folder in folders for p in branch_files(folder))
             ]
         )
     finally:
@@ -260,7 +261,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help=f"of the looks of rendered frames: {', '.join(flatten(Looks()))}; may be repeated",
     )
-    parser.add_argument("--branches", type=Path, help="folder of branched decisions to mix in")
+    parser.add_argument(
+        "--branches", type=Path, nargs="+", default=[], help="branched decisions to mix in, folders"
+    )
     parser.add_argument("--each", type=COUNT, default=4, help="outcomes per decision")
     parser.add_argument("--episodes", type=Path, nargs="*", default=[], help="recorded episodes")
     parser.add_argument("--every", type=COUNT, default=5, help="steps between frames of an episode")
@@ -325,9 +328,9 @@ def _frames(
     arguments: argparse.Namespace, config: EncoderConfig
 ) -> tuple[list[Frames], dict[str, Frames], dict[str, Any]]:
     """Training frames, held-out frames by kind, and what the card says of them."""
-    if arguments.branches is not None:  # said before minutes of rendering
-        for part in ("train", "held_out"):
-            branch_files(arguments.branches / part)
+    parts = {part: [f / part for f in arguments.branches] for part in ("train", "held_out")}
+    for folder in parts["train"] + parts["held_out"]:
+        branch_files(folder)  # said before minutes of rendering
     recorded = recordings_of(arguments, arguments.episodes) if arguments.episodes else None
     held_out_count = max(min(SHARD, arguments.count), arguments.count // 12)
     engine = executor.settings_of(arguments)
@@ -345,9 +348,9 @@ def _frames(
         "seed_of_first_shard": TRAINING_SEED,
         "looks": asdict(looks),
     }
-    if arguments.branches is not None:
-        training.append(decision_frames(arguments.branches / "train", arguments.each))
-        held_out["outcomes"] = decision_frames(arguments.branches / "held_out", 2)
+    if arguments.branches:
+        training.append(decision_frames(parts["train"], arguments.each))
+        held_out["outcomes"] = decision_frames(parts["held_out"], 2)
         data["outcome_frames"] = len(training[-1])
     if recorded is not None:
         seen, unseen = recorded.split(0.1)
