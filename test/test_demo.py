@@ -8,6 +8,7 @@ from vla_reasoner_ros.nodes import demo
     [
         (["--tasks", "juggle"], "task 'juggle' is unknown; known are red_on_plate"),
         (["--tasks", ""], "task '' is unknown"),
+        (["--tasks", "lift_green,lift_green"], "tasks: a name stands twice"),
         (["--set", "search.dephts=3"], "did you mean search.depth"),
         (["--set", "search.depth=deep"], "search.depth: expected int, got 'deep'"),
     ],

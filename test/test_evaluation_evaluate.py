@@ -123,6 +123,20 @@ def test_scenes_that_were_trained_or_tuned_on_are_said(first, said, tmp_path, mo
         assert "warning" not in report
 
 
+@pytest.mark.parametrize("name", ["alpha_0.5", "results.md"])
+def test_a_name_with_a_dot_is_a_name_as_others(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        evaluate, "run_cases", lambda jobs, engine: ((job, summary(job.case)) for job in jobs)
+    )
+    monkeypatch.setattr("sys.argv", ["vla-reasoner", "evaluate", "--json", "my results/out.json"])
+    words = ["--arms", "policy,search", "--tasks", "lift_green", "--episodes", "1"]
+    assert evaluate.run(parsed("--json", str(tmp_path / name), *words)) == 0
+    made = [".episodes.jsonl", ".gain.svg", ".md", ".success.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name, *(name + end for end in made)]
+    facts = json.loads((tmp_path / name).read_text())["facts"]
+    assert facts["command"] == "vla-reasoner evaluate --json 'my results/out.json'"
+
+
 def test_an_arm_is_what_it_is_whatever_the_user_sets():
     overrides = {"search.method": "cem", "search.simulations": 32, "planner.value": "progress"}
     assert arms.search_parameters("best_of_n", overrides).method == "best_of_n"

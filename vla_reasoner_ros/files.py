@@ -47,6 +47,14 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """The file beside NAME.json that is called NAME with another suffix.
+
+    Other dots belong to the name, so that neither files nor names that differ fall together.
+    """
+    return path.with_name((path.stem if path.suffix == ".json" else path.name) + suffix)
+
+
 def digest(paths: Sequence[Path]) -> str:
     """A short hash of what files contain, in this order.
 

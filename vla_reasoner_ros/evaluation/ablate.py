@@ -11,6 +11,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -128,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     everything = [base, *(one for found in rows.values() for one in found)]
     work(everything, engine)
     facts = {
-        "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
+        "command": shlex.join(["vla-reasoner", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "version": __version__,
         "seeds": f"{seeds.start} to {seeds.stop - 1} of each task ({arguments.tasks})",

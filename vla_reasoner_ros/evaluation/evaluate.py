@@ -10,6 +10,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from vla_reasoner_ros.evaluation import arms as arm_table
 from vla_reasoner_ros.evaluation.markdown import write_markdown
 from vla_reasoner_ros.evaluation.runs import Case, EpisodeStore, Job, Settings, run_cases
 from vla_reasoner_ros.evaluation.summary import summarise
-from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.files import beside, write_atomically
 from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.paths import MODELS_VARIABLE
 from vla_reasoner_ros.sim.scene import load_hook
@@ -92,9 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     last = arguments.seed_start + arguments.episodes - 1
     warned = warn_of_seeds(range(arguments.seed_start, last + 1), ["tuning", "training"])
-    store = EpisodeStore(
-        arguments.json.with_suffix(".episodes.jsonl"), settings, fresh=arguments.fresh
-    )
+    store = EpisodeStore(beside(arguments.json, ".episodes.jsonl"), settings, fresh=arguments.fresh)
     progress = Progress("evaluate", len(cases), "episodes", done=len(store.finished(cases)))
     missing = [Job(case, settings) for case in cases if case not in store]
     for job, episode in run_cases(missing, engine):
@@ -109,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         "arms": [asdict(arm_table.describe(name, settings.overrides)) for name in names],
         "notes": notes,
         "facts": {
-            "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
+            "command": shlex.join(["vla-reasoner", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
             "version": __version__,
             "seeds": f"{arguments.seed_start} to {last} of each task",
@@ -122,9 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
         "episodes": episodes,
     }
     write_atomically(arguments.json, (json.dumps(results, indent=1) + "\n").encode())
-    write_markdown(arguments.json.with_suffix(".md"), results)
+    report = beside(arguments.json, ".md")
+    write_markdown(report, results)
     print(table(results, names))
-    print(f"results: {arguments.json}, {arguments.json.with_suffix('.md')}")
+    print(f"results: {arguments.json}, {report}")
     return 0
 
 
@@ -134,13 +134,8 @@ def plan(tasks: str, episodes: int, seed_start: int, names: Sequence[str]) -> li
     Raises:
         ConfigurationError: an unknown task or arm, a name twice, or nothing to do.
     """
-    chosen = list(TASKS) if tasks == "all" else tasks.split(",")
-    for task in chosen:
-        if task not in TASKS:
-            raise ConfigurationError(f"task {task!r} is unknown; known are {', '.join(TASKS)}")
-    for kind, given in (("task", chosen), ("arm", list(names))):
-        if len(set(given)) != len(given):
-            raise ConfigurationError(f"{kind}s: a name stands twice in {','.join(given)}")
+    chosen = chosen_tasks(tasks)
+    _require_once("arms", names)
     for name in names:
         arm_table.recipe(name)
     if episodes < 1 or seed_start < 0:
@@ -150,6 +145,25 @@ def plan(tasks: str, episodes: int, seed_start: int, names: Sequence[str]) -> li
         )
     seeds = range(seed_start, seed_start + episodes)
     return [Case(task, seed, arm) for seed in seeds for task in chosen for arm in names]
+
+
+def chosen_tasks(tasks: str) -> list[str]:
+    """The tasks of ``all``, or of names with commas between.
+
+    Raises:
+        ConfigurationError: an unknown task, or a name twice.
+    """
+    chosen = list(TASKS) if tasks == "all" else tasks.split(",")
+    for task in chosen:
+        if task not in TASKS:
+            raise ConfigurationError(f"task {task!r} is unknown; known are {', '.join(TASKS)}")
+    _require_once("tasks", chosen)
+    return chosen
+
+
+def _require_once(kind: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"{kind}: a name stands twice in {','.join(names)}")
 
 
 def warn_of_seeds(seeds: range, purposes: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from vla_reasoner_ros.evaluation.page.replays import from_replay, log_replay
 from vla_reasoner_ros.evaluation.records import Arm, RunRecord
 from vla_reasoner_ros.evaluation.replay_record import Replay, read_replay
 from vla_reasoner_ros.evaluation.views import RerunLog
-from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.files import beside, write_atomically
 from vla_reasoner_ros.parameters import flatten
 from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.search.parameters import SearchParameters
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             path, replay, arguments.camera, cameras, arguments.picture_width
         )
     else:
-        path = arguments.html or arguments.results.with_suffix(".html")
+        path = arguments.html or beside(arguments.results, ".html")
         left_out = write_report(path, _read_results(arguments.results))
     if left_out:
         print(f"vla-reasoner report: {left_out}", file=sys.stderr)

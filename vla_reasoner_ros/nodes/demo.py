@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from vla_reasoner_ros import __version__
 from vla_reasoner_ros.arguments import POSITIVE, WHOLE, Parser
 from vla_reasoner_ros.errors import VlaReasonerError
 from vla_reasoner_ros.evaluation import arms as arm_table
-from vla_reasoner_ros.evaluation.evaluate import parse_overrides, table
+from vla_reasoner_ros.evaluation.evaluate import chosen_tasks, parse_overrides, table
 from vla_reasoner_ros.evaluation.records import EpisodeRecord, RunRecord, camera_projection
 from vla_reasoner_ros.evaluation.report import write_report
 from vla_reasoner_ros.evaluation.summary import paired, summarise
@@ -32,7 +33,7 @@ from vla_reasoner_ros.ros.episodes import CONTROLLER, PLANNER, SIMULATOR
 from vla_reasoner_ros.ros.graph import GraphClient
 from vla_reasoner_ros.ros.processes import NodeProcess, ProcessGraph
 from vla_reasoner_ros.sim.scene import compile_scene
-from vla_reasoner_ros.sim.tasks import TASKS, get_task
+from vla_reasoner_ros.sim.tasks import TASKS
 
 PICTURE_SIZE = (800, 600)
 MANAGED = {"autostart": False, "use_sim_time": True}
@@ -104,10 +105,11 @@ def finish(
     camera = model.camera("overview").id
     width, height = PICTURE_SIZE
     cases = paired(episodes, arms)
+    given = shlex.join(sys.argv[1:])
     record = RunRecord(
         title="A simulated Franka, with and without search",
         facts=[
-            ("command", " ".join(["make demo", *sys.argv[1:]])),
+            ("command", "make demo" + (f" ARGS={shlex.quote(given)}" if given else "")),
             ("date", datetime.date.today().isoformat()),
             ("version", __version__),
             ("scenes", f"{len(cases)}: seeds from {arguments.seed_start} of each task"),
@@ -141,7 +143,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the demonstration; the exit code is 0 only when everything ran to its end."""
     arguments = parse(words)
     try:
-        tasks = [get_task(name).name for name in arguments.tasks.split(",")]
+        tasks = chosen_tasks(arguments.tasks)
         overrides = parse_overrides(arguments.set)
         arm_table.search_parameters("search", overrides)  # a typing error is said before the start
         with ProcessGraph(arguments.out / "log") as graph:

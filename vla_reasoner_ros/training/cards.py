@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -43,7 +44,7 @@ def training_card(
         **more,
         "data": dict(data),
         "seed": arguments.seed,
-        "command": " ".join(["vla-reasoner", *sys.argv[1:]]),
+        "command": shlex.join(["vla-reasoner", *sys.argv[1:]]),
         "metrics": dict(metrics),
         "licence": "Apache-2.0",
     }
