@@ -10,6 +10,7 @@ import pytest
 from vla_reasoner_ros.data.images import encode_jpeg
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms, report, svg
+from vla_reasoner_ros.evaluation.page import sections
 from vla_reasoner_ros.evaluation.records import (
     CommandCounts,
     DecisionRecord,
@@ -119,6 +120,18 @@ def test_the_page_stands_alone_and_says_what_was_found(record, decided, tmp_path
     assert "1 / 1" in page.text
     assert page.text.count("samples at 1 kHz beyond a limit") == 1
     assert "0 / 1" in page.text
+
+
+def test_a_kept_chunk_is_held_against_the_best_of_the_others():
+    kept = {"deviated": False, "chosen_id": 0, "policy_value": 0.4, "margin": 0.0}
+    kept |= {"margin_required": 0.02, "candidate_ids": [0, 1, 2, 3]}
+    kept["candidate_values"] = [0.4, 0.25, 0.375, math.nan]
+    assert sections._verdict(kept) == (
+        "kept the policy's own chunk: value 0.400 against 0.375 of the best other "
+        "(margin -0.025, 0.020 needed)"
+    )
+    kept |= {"candidate_ids": [0], "candidate_values": [0.4]}
+    assert sections._verdict(kept) == "kept the policy's own chunk: no other was imagined"
 
 
 def test_every_listed_candidate_is_found_in_the_tree(decided):

@@ -266,17 +266,9 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
     ]
     picture = _imagined(record, decision, roots)
     drawn = svg.tree(nodes, roots.get(chosen, -1), roots.get(policy, -1))
-    verdict = (
-        f"chose candidate {chosen} over the policy's own: value "
-        f"{statistics['chosen_value']:.3f} against {statistics['policy_value']:.3f} (margin "
-        f"{statistics['margin']:.3f}, {statistics['margin_required']:.3f} needed), alpha "
-        f"{statistics['alpha']:.2f}"
-        if statistics["deviated"]
-        else f"kept the policy's own chunk: the best other was worth {statistics['margin']:+.3f}, "
-        f"{statistics['margin_required']:.3f} needed"
-    )
+    verdict = escape(_verdict(statistics))
     return (
-        f"<details open><summary>At {decision.time_s:.1f} s the search {escape(verdict)}</summary>"
+        f"<details open><summary>At {decision.time_s:.1f} s the search {verdict}</summary>"
         f"<div class='two'><div>{picture}<p class='soft'>Imagined paths of the end effector: "
         f"<b style='color:{svg.CHOSEN}'>chosen, solid</b>, <b style='color:{svg.POLICY}'>policy's "
         "own, dashed</b>, rejected in grey.</p></div>"
@@ -286,6 +278,27 @@ def _decision(record: RunRecord, decision: DecisionRecord) -> str:
         f"{max(tree['values']):.3f}. {statistics['world_model_calls']} batched "
         f"calls of the world model, {statistics['time_ms']:.0f} ms in all.</p>"
         f"{_candidate_table(statistics)}</div></div></details>"
+    )
+
+
+def _verdict(statistics: Mapping[str, Any]) -> str:
+    """Which chunk the search took, and by how much, as the end of a sentence."""
+    own, needed = statistics["policy_value"], f"{statistics['margin_required']:.3f} needed"
+    if statistics["deviated"]:
+        return (
+            f"chose candidate {statistics['chosen_id']} over the policy's own: value "
+            f"{statistics['chosen_value']:.3f} against {own:.3f} (margin "
+            f"{statistics['margin']:.3f}, {needed}), alpha {statistics['alpha']:.2f}"
+        )
+    # The margin is the winner's, and that may be the policy's own: it says nothing of the others.
+    ids, values = statistics["candidate_ids"], statistics["candidate_values"]
+    others = [v for i, v in zip(ids, values, strict=True) if i != 0 and math.isfinite(v)]
+    if not others:
+        return "kept the policy's own chunk: no other was imagined"
+    best = max(others)
+    return (
+        f"kept the policy's own chunk: value {own:.3f} against {best:.3f} of the best other "
+        f"(margin {best - own:+.3f}, {needed})"
     )
 
 
