@@ -65,6 +65,7 @@ def test_variants_take_what_is_common_and_change_it(tmp_path):
         ("title:", "name:", "missing title; unknown name"),
         ("options: {prior", "options: {priors", "expected policy, world_model.*got 'priors'"),
         ("deep: {}", "Shallow: {}", "names differ"),
+        ("deep: {}", "Policy Alone: {}", "other than 'policy alone'.*'Policy Alone'"),
         ("deep: {}", "deep: 3", "expected a mapping, got int"),
         ("title: Depth", "title: [", "not valid YAML"),
     ],
@@ -120,6 +121,15 @@ def test_every_variant_is_compared_on_the_same_scenes_and_nothing_is_run_twice(
     assert run == []
     with pytest.raises(ConfigurationError, match="made with other overrides"):
         ablate.run(parsed(*words, "--set", "search.alpha=0"))
+
+
+def test_the_name_of_a_variant_is_plain_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "run_cases", lambda jobs, engine: ((j, outcome(j)) for j in jobs))
+    path = written(tmp_path, EXAMPLE.replace("shallow:", "'1 $ <&> \\foo$':"))
+    words = [str(path), "--out", str(tmp_path / "out"), "--tasks", "lift_green", "--episodes", "1"]
+    assert ablate.run(parsed(*words)) == 0
+    assert "1 $ <&> \\foo$" in (tmp_path / "out" / "example.md").read_text()
+    assert "1 $ &lt;&amp;&gt; \\foo$" in (tmp_path / "out" / "example.html").read_text()
 
 
 def ablated(tmp_path, monkeypatch, *words):

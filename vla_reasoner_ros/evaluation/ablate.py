@@ -24,6 +24,7 @@ from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.evaluation import arms as arm_table
 from vla_reasoner_ros.evaluation.ablations import (
+    BASE,
     Ablation,
     Variant,
     read_ablation,
@@ -38,8 +39,6 @@ from vla_reasoner_ros.evaluation.summary import decision_times, difference, succ
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.paths import MODELS_VARIABLE, share_directory
 from vla_reasoner_ros.training.progress import Progress
-
-BASE = Variant("policy alone", "policy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -38,6 +38,10 @@ class Variant:
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
 
 
+BASE = Variant("policy alone", "policy")
+"""What all variants are compared with."""
+
+
 @dataclass(frozen=True)
 class Ablation:
     """One question and the variants that answer it.
@@ -92,6 +96,11 @@ def read_ablation(path: Path) -> Ablation:
         raise ConfigurationError(
             f"ablation {path}: expected one or more variants whose names differ in letters or "
             f"digits, got {[variant.name for variant in variants]}"
+        )
+    if BASE.slug in slugs:
+        raise ConfigurationError(
+            f"ablation {path}: expected names other than {BASE.name!r}, with which all variants "
+            f"are compared, got {[variant.name for variant in variants]}"
         )
     reference = str(top.get("reference", ""))
     if reference and reference not in [variant.name for variant in variants]:

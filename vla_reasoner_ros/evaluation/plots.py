@@ -37,7 +37,7 @@ def plot_rows(
 
     Args:
         path: the SVG file to write.
-        rows: their names, from top to bottom.
+        rows: their names, from top to bottom; plain text.
         series: the marks of each row.
         axis: what the horizontal axis shows, with its unit.
         zero: draw the line at zero, for differences.
@@ -65,7 +65,7 @@ def plot_rows(
             label = None
     if zero:
         axes.axvline(0.0, color="#5B5B5B", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(axis)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
