@@ -1,5 +1,6 @@
 import argparse
 import base64
+import copy
 import html.parser
 import json
 import math
@@ -19,6 +20,7 @@ from vla_reasoner_ros.evaluation.records import (
     camera_projection,
     project,
 )
+from vla_reasoner_ros.evaluation.results import EPISODE, FILE
 from vla_reasoner_ros.search.lines import root_candidates
 from vla_reasoner_ros.search.statistics import SearchStatistics
 from vla_reasoner_ros.sim.world import World
@@ -168,6 +170,47 @@ def test_a_file_that_is_no_result_is_refused(content, tmp_path):
     path = tmp_path / "out.json"
     path.write_text(content)
     with pytest.raises(ConfigurationError, match="not what `evaluate --json` writes"):
+        report.run(argparse.Namespace(results=path, html=None))
+
+
+GOOD = {
+    "facts": {},
+    "notes": [],
+    "arms": [{"name": "policy", "label": "policy alone", "description": "It alone."}],
+    "episodes": [
+        {
+            "task": "lift_green", "seed": 0, "arm": "policy", "success": True, "decision_ms": [1.5],
+            "simulations": [0], "deviated": 0, "fallbacks": [],
+            "commands": {"sent": 1, "rejected": 0, "violations": 0},
+        }
+    ],
+}  # fmt: skip
+CHANGES = [
+    ("arms", [], r"arms: expected one or more, got none"),
+    ("arms", [{"name": "policy"}], r"arms\[0\]\.label: expected a text, there is none"),
+    ("notes", "none", r"notes: expected a list of texts, got 'none'"),
+    ("episodes", [3], r"episodes: expected a list of objects, got \[3\]"),
+    ("seed", "1", r"episodes\[0\]\.seed: expected a whole number, got '1'"),
+    ("decision_ms", [None], r"episodes\[0\]\.decision_ms: expected a list of numbers"),
+    ("commands", {"sent": 1}, r"episodes\[0\]\.commands\.rejected: expected a whole number"),
+    *((name, ..., rf"{name}: expected .*, there is none") for name in FILE | EPISODE),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), CHANGES)
+def test_a_result_that_lacks_something_is_refused_by_the_name_of_it(
+    field, value, message, tmp_path
+):
+    results = copy.deepcopy(GOOD)
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps(results))
+    assert report.run(argparse.Namespace(results=path, html=None)) == 0
+    changed = results if field in FILE else results["episodes"][0]
+    changed[field] = value
+    if value is ...:
+        del changed[field]
+    path.write_text(json.dumps(results))
+    with pytest.raises(ConfigurationError, match=rf"out\.json: .*{message}"):
         report.run(argparse.Namespace(results=path, html=None))
 
 

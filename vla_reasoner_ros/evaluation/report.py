@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -16,8 +15,9 @@ from vla_reasoner_ros.evaluation.page import assembly, sections
 from vla_reasoner_ros.evaluation.page.moments import Recording, from_run
 from vla_reasoner_ros.evaluation.page.packing import pack
 from vla_reasoner_ros.evaluation.page.replays import from_replay, log_replay
-from vla_reasoner_ros.evaluation.records import Arm, RunRecord
+from vla_reasoner_ros.evaluation.records import RunRecord
 from vla_reasoner_ros.evaluation.replay_record import Replay, read_replay
+from vla_reasoner_ros.evaluation.results import read_results
 from vla_reasoner_ros.evaluation.views import RerunLog
 from vla_reasoner_ros.files import beside, write_atomically
 from vla_reasoner_ros.parameters import flatten
@@ -69,29 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         path = arguments.html or beside(arguments.results, ".html")
-        left_out = write_report(path, _read_results(arguments.results))
+        left_out = write_report(path, read_results(arguments.results))
     if left_out:
         print(f"vla-reasoner report: {left_out}", file=sys.stderr)
     print(path)
     return 0
-
-
-def _read_results(path: Path) -> RunRecord:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        return RunRecord(
-            title="Success with and without search",
-            facts=[(str(name), str(text)) for name, text in results["facts"].items()],
-            notes=results["notes"],
-            arms=[Arm(**arm) for arm in results["arms"]],
-            episodes=results["episodes"],
-        )
-    except OSError as error:
-        raise ConfigurationError(f"results {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"results {path}: not what `evaluate --json` writes: {error!r}"
-        ) from error
 
 
 def replay_cameras(replay: Replay, cameras: str) -> dict[str, FixedCamera]:
