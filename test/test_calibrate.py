@@ -379,6 +379,11 @@ def test_a_rule_stops_when_the_value_has_stayed_high():
     assert done.stop_time(rising, 0.95, 0.0) is None
     peak = ValueSeries(np.arange(4.0), np.array([0.0, 1.0, 0.0, 1.0]), None)
     assert done.stop_time(peak, 0.5, 1.0) is None
+    # 1.4 - 0.4 is a little less than 1.0.
+    grid = ValueSeries(np.arange(30) * 0.1, np.where(np.arange(30) < 4, 0.0, 1.0), None)
+    assert done.stop_time(grid, 0.5, 1.0) == pytest.approx(1.4)
+    unknown = ValueSeries(np.arange(4.0), np.full(4, np.nan), None)
+    assert done.stop_time(unknown, 0.5, 1.0) is None
 
 
 def test_errors_of_a_rule_are_counted():

@@ -67,6 +67,13 @@ def test_it_is_done_when_the_value_stays_high_long_enough():
     assert ending(run) is Ending.SUCCEEDED
 
 
+def test_a_value_that_is_no_number_is_never_high():
+    run = task()
+    for second, value in ((1, math.nan), (2, 0.95), (3, math.nan), (4, 0.95)):
+        run.decided(said(value), second * SECOND, second)
+    assert ending(run) is None
+
+
 def test_without_a_value_it_is_never_done_and_progress_is_unknown():
     run = task()
     for second in range(5):

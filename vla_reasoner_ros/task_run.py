@@ -188,7 +188,7 @@ class TaskRun:
             self._judge(said.root_value, now_ns)
 
     def _judge(self, value: float, now_ns: int) -> None:
-        if value < self._success_value:
+        if not value >= self._success_value:  # NaN reaches nothing
             self._reached_ns = None
             return
         if self._reached_ns is None:

@@ -21,6 +21,8 @@ LEAST_EPISODES = 10
 """Of each outcome, below which no rule is recommended."""
 GOES_ON = 1.0
 """s after success within which a recording that ends leaves a rule no time to notice it."""
+ROUNDING = 1e-9
+"""s by which differences of times are off."""
 FOLDS = 5
 ALLOWED = 0.05
 """False stops that a recommended rule may have, as a share of all episodes."""
@@ -64,11 +66,11 @@ def stop_time(series: ValueSeries, threshold: float, hold: float) -> float | Non
     """When the rule says done, s; None when never."""
     since: float | None = None
     for time, value in zip(series.times, series.values, strict=True):
-        if value < threshold:
+        if not value >= threshold:  # NaN reaches nothing
             since = None
             continue
         since = float(time) if since is None else since
-        if time - since >= hold:
+        if time - since >= hold - ROUNDING:
             return float(time)
     return None
 
