@@ -154,9 +154,9 @@ def test_a_step_makes_what_no_step_before_it_names():
     work = Path("work")
     makes = {step.name: step.makes for step in load_recipe("shipped", work, work / "models")}
     assert makes["policy"] == (work / "training" / "policy",)
-    assert makes["decisions of the expert"] == (work / "branches",)
+    assert makes["decisions of the expert"] == (work / "branches_expert",)
     assert makes["decisions of the policy"] == (work / "branches_policy",)
-    assert work / "branches" / "held_out" not in makes["report card"]
+    assert work / "branches_expert" / "held_out" not in makes["report card"]
     assert all(work / "models" not in made for made in makes.values())
 
 
