@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
+from vla_reasoner_ros.training import encoder as encoder_training
 from vla_reasoner_ros.training.encoder import FrameSamples, encoder_loss, judge, sighting_loss
 from vla_reasoner_ros.training.frames import Frames, FrameSource, is_held, upright
 from vla_reasoner_ros.types import Observation
@@ -235,6 +236,25 @@ def test_frames_show_what_their_labels_say(frames):
                 blues += hit
     # The rest is hidden behind the arm or another block.
     assert min(reds, blues) > 0.6 * seen.sum()
+
+
+def test_decisions_in_two_folders_give_the_frames_of_one_that_holds_both(tmp_path, monkeypatch):
+    apart, together = [tmp_path / "a", tmp_path / "b"], [tmp_path / "both"]
+    for folder in (*apart, *together):
+        folder.mkdir()
+    for folder, name in zip(apart, ("expert_0.npz", "small_vla_0.npz"), strict=True):
+        (folder / name).touch()
+        (together[0] / name).touch()
+
+    def frames_of(name, world, each, rng):
+        return name, each, rng.random()
+
+    monkeypatch.setattr(encoder_training, "outcome_frames", frames_of)
+    monkeypatch.setattr(encoder_training.Branches, "load", lambda path: path.name)
+    monkeypatch.setattr(encoder_training.Frames, "join", list)
+    found = encoder_training.decision_frames(apart, 2)
+    assert found == encoder_training.decision_frames(together, 2)
+    assert [name for name, *_ in found] == ["expert_0.npz", "small_vla_0.npz"]
 
 
 def test_held_blocks_are_between_tight_fingers(frames):
