@@ -1,5 +1,6 @@
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ import recordings
 from recordings import KINEMATICS, SECOND, START
 
 from vla_reasoner_ros import cli
-from vla_reasoner_ros.data import bag_episodes
+from vla_reasoner_ros.data import bag_episodes, episode_bags
 from vla_reasoner_ros.data.bag_episodes import ImportOptions, episodes_from_bag
-from vla_reasoner_ros.data.contract import load_contract
+from vla_reasoner_ros.data.contract import Gripper, load_contract
 from vla_reasoner_ros.data.episode_bags import write_episode
 from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.data.episodes import Episode, EpisodeWriter
@@ -93,6 +94,75 @@ def test_what_does_not_fit_the_contract_is_not_exported(simulated, tmp_path):
             simulated,
             recordings.contract(recordings.CONTRACT.replace("rate: 10.0", "rate: 20.0")),
         )
+
+
+def test_a_latency_of_the_contract_is_in_the_stamps_of_an_exported_bag(simulated, tmp_path):
+    plain = load_contract("sim")
+    late = {n: replace(c, latency=0.04 + 0.3 * (n == "wrist")) for n, c in plain.cameras.items()}
+    contract = replace(plain, cameras=late)
+    bag = write_episode(tmp_path / "bag", simulated, contract)
+    (file,), problems = episodes_from_bag(bag, contract, tmp_path / "again", None, KINEMATICS)
+    assert problems == []
+    for name in simulated._layout:
+        np.testing.assert_allclose(Episode(file)[name], simulated[name], atol=1e-6, err_msg=name)
+
+
+def test_a_gripper_without_joints_in_the_contract_is_not_lost_in_silence(simulated, tmp_path):
+    contract = replace(load_contract("sim"), gripper=Gripper())
+    with pytest.raises(ConfigurationError, match="gripper has no joints to say so"):
+        write_episode(tmp_path / "bag", simulated, contract)
+    assert not (tmp_path / "bag").exists()
+
+
+def test_an_export_that_was_interrupted_leaves_no_bag(simulated, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(episode_bags, "encode_png", interrupted)
+        patch.setattr(episode_bags, "image_fields", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_episode(tmp_path / "bags" / "one", simulated, load_contract("sim"))
+    assert list((tmp_path / "bags").iterdir()) == []
+    export = ["export-bags", str(simulated.path.parent), "--out", str(tmp_path / "bags")]
+    assert cli.main(export) == 0
+    (episode,) = open_recordings([tmp_path / "bags"], cache=tmp_path / "cache")
+    assert len(episode) == len(simulated)
+
+
+def test_an_export_keeps_only_what_it_would_write_again(simulated, tmp_path, capsys):
+    export = ["export-bags", str(simulated.path.parent), "--out", str(tmp_path / "bags")]
+    assert cli.main(export) == 0
+    assert cli.main(export) == 0
+    assert "0 bags written, 1 in" in capsys.readouterr().out
+    contract = tmp_path / "other.yaml"
+    contract.write_text(recordings.CONTRACT.replace("tolerance: 0.05", "tolerance: 0.06"))
+    assert cli.main([*export, "--contract", str(contract)]) == cli.EXIT_ERROR
+    assert "one: exists already with contract_sha256" in capsys.readouterr().err
+    simulated.path.write_bytes(made_with_another_seed(simulated).read_bytes())
+    assert cli.main(export) == cli.EXIT_ERROR
+    assert "one: exists already with episode_sha256" in capsys.readouterr().err
+
+
+def made_with_another_seed(episode):
+    writer = EpisodeWriter(SPEC)
+    for step in range(len(episode)):
+        observation = replace(episode.observation(step), simulator_state=None)
+        writer.append(observation, episode.actions[step])
+    path = episode.path.parent.parent / "another" / episode.path.name
+    return writer.write(path, task="red_on_plate", seed=100_008, success=True, kind="expert")
+
+
+def test_episodes_of_one_name_are_not_exported_over_one_another(simulated, tmp_path, capsys):
+    other = tmp_path / "others" / simulated.path.name
+    other.parent.mkdir()
+    other.write_bytes(simulated.path.read_bytes())
+    folders = [str(simulated.path.parent), str(other.parent)]
+    assert cli.main(["export-bags", *folders, "--out", str(tmp_path / "bags")]) == cli.EXIT_ERROR
+    said = capsys.readouterr().err
+    assert str(simulated.path) in said
+    assert str(other) in said
+    assert not (tmp_path / "bags").exists()
 
 
 def test_where_no_action_was_recorded_the_motion_is_taken(tmp_path):

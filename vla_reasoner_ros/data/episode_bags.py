@@ -7,10 +7,11 @@ episode when it is read again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from vla_reasoner_ros.data.bag_episodes import (
 )
 from vla_reasoner_ros.data.bag_ingest import IMAGES, JOINT_STATE, STRING
 from vla_reasoner_ros.data.bags import BagReader, BagWriter
-from vla_reasoner_ros.data.contract import Contract, load_contract
+from vla_reasoner_ros.data.contract import JOINT_STATES, Contract, load_contract
 from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeWriter
 from vla_reasoner_ros.data.images import encode_png
+from vla_reasoner_ros.data.message_types import NANOSECONDS
 from vla_reasoner_ros.data.messages import (
     ACTION_CHUNK,
     SIMULATOR_STATE,
@@ -44,7 +46,7 @@ STEP_NS = 1_000
 
 
 def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Path:
-    """Write an episode as a bag.
+    """Write an episode as a bag, which appears whole or not at all.
 
     Args:
         path: the bag's folder; must not be there.
@@ -52,9 +54,23 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
         contract: names the topics.
 
     Raises:
-        ConfigurationError: the contract has a camera that the episode has not, or another rate.
-        BagError: the folder is there already.
+        ConfigurationError: the contract has a camera that the episode has not, another rate, or
+            no joints for a gripper that the episode has.
+        BagError: the folder is there already, or the disk is full.
     """
+    _require_fit(episode, contract)
+    path = Path(path)
+    if path.exists():
+        raise BagError(f"bag {path}: exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        whole = Path(folder) / path.name
+        _write(whole, episode, contract)
+        whole.rename(path)
+    return path
+
+
+def _require_fit(episode: Episode, contract: Contract) -> None:
     meta, images = episode.meta, episode.images
     missing = sorted(set(contract.cameras) - set(images))
     if missing:
@@ -64,7 +80,19 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
             f"episode {episode.path}: {1 / meta.action_spec.dt:g} Hz, the contract has "
             f"{contract.moments.rate:g}"
         )
-    gripper = contract.gripper
+    # Without joints a gripper counts as open.
+    if not contract.gripper.joints and (episode["gripper"] != 1.0).any():
+        raise ConfigurationError(
+            f"episode {episode.path}: its gripper is not always open, and the contract's gripper "
+            "has no joints to say so"
+        )
+
+
+def _write(path: Path, episode: Episode, contract: Contract) -> None:
+    meta, images, gripper = episode.meta, episode.images, contract.gripper
+    # A stamp is later than its event by the stream's latency; messages come after all stamps.
+    late_ns = {n: round(s.latency * NANOSECONDS) for n, s in contract.streams.items()}
+    delay_ns = max(0, *late_ns.values())
     topics = {
         META_TOPIC: META,
         contract.moments.instruction: STRING,
@@ -86,7 +114,7 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
         "success": meta.success,
         "object_names": list(meta.object_names),
     }
-    with BagWriter(path, compress=True) as bag:
+    with BagWriter(path, compress=True, custom=_origin(episode, contract)) as bag:
         for topic, kind in topics.items():
             latched = topic in (META_TOPIC, contract.moments.instruction)
             bag.add_topic(f"/{topic}", kind, latched=latched)
@@ -130,7 +158,7 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
                 (
                     contract.joint_states.topic,
                     {
-                        "header": header,
+                        "header": {"stamp": stamp_ns + late_ns[JOINT_STATES]},
                         "name": [*meta.joint_names, *gripper.joints],
                         "position": np.append(episode["joint_positions"][step], fingers),
                         "velocity": np.append(episode["joint_velocities"][step], [0.0] * count),
@@ -141,14 +169,21 @@ def write_episode(path: str | Path, episode: Episode, contract: Contract) -> Pat
             reference = contract.moments.reference
             for name in sorted(contract.cameras, key=lambda name: name == reference):
                 camera, image = contract.cameras[name], images[name][step]
+                seen_ns = stamp_ns + late_ns[name]
                 if camera.type == "image":
-                    happened.append((camera.topic, image_fields(image, stamp_ns, name)))
+                    happened.append((camera.topic, image_fields(image, seen_ns, name)))
                 else:
-                    png = {"header": header, "format": "png", "data": encode_png(image)}
+                    told_at = {"stamp": seen_ns}
+                    png = {"header": told_at, "format": "png", "data": encode_png(image)}
                     happened.append((camera.topic, png))
             for number, (topic, message) in enumerate(happened):
-                bag.write(f"/{topic}", stamp_ns + number * STEP_NS, message)
-    return Path(path)
+                bag.write(f"/{topic}", stamp_ns + delay_ns + number * STEP_NS, message)
+
+
+def _origin(episode: Episode, contract: Contract) -> dict[str, str]:
+    """What a bag was made of, as it is kept with the bag."""
+    digest = hashlib.sha256(repr(contract).encode()).hexdigest()
+    return {"episode_sha256": episode.content_hash, "contract_sha256": digest}
 
 
 def write_recording(
@@ -172,8 +207,7 @@ def write_recording(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         episode = Episode(writer.write(Path(folder) / f"episode{SUFFIX}", **told))
-        write_episode(Path(folder) / path.name, episode, contract).rename(path)
-    return path
+        return write_episode(path, episode, contract)
 
 
 def read_told(path: str | Path) -> dict[str, Any]:
@@ -204,17 +238,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write every episode that is not there yet as a bag of its own."""
+    """Write every episode that is not there yet as a bag of its own.
+
+    Raises:
+        BagError: a bag has an episode's name and was made of something else.
+        ConfigurationError: two episodes have one name, or an episode does not fit the contract.
+    """
     contract = load_contract(arguments.contract)
     episodes = EpisodeSet.open(*arguments.episodes)
+    bags = _bags_of(episodes, arguments.out)
+    there = {path for path, episode in bags.items() if _is_there(path, episode, contract)}
     written = 0
-    for number, episode in enumerate(episodes, 1):
-        path = arguments.out / episode.path.stem
-        if not (path / "metadata.yaml").is_file():
-            shutil.rmtree(path, ignore_errors=True)  # what a killed run did not finish
+    for number, (path, episode) in enumerate(bags.items(), 1):
+        if path not in there:
             write_episode(path, episode, contract)
             written += 1
         if number % 20 == 0 or number == len(episodes):
             print(f"export-bags: {number}/{len(episodes)} episodes", file=sys.stderr)
     print(f"{written} bags written, {len(episodes)} in {arguments.out}")
     return 0
+
+
+def _bags_of(episodes: EpisodeSet, folder: Path) -> Mapping[Path, Episode]:
+    """Each episode by the bag that it is written to."""
+    bags: dict[Path, Episode] = {}
+    for episode in episodes:
+        path = folder / episode.path.stem
+        if path in bags:
+            raise ConfigurationError(
+                f"episodes {bags[path].path} and {episode.path}: both would be bag {path}; export "
+                "them into folders of their own"
+            )
+        bags[path] = episode
+    return bags
+
+
+def _is_there(path: Path, episode: Episode, contract: Contract) -> bool:
+    """Whether a bag of this episode and contract was written before.
+
+    Raises:
+        BagError: what has the name was made of something else, or does not say of what.
+    """
+    if not path.exists():
+        return False
+    with BagReader(path) as bag:
+        made_of = bag.custom
+    expected = _origin(episode, contract)
+    differing = [name for name, value in expected.items() if made_of.get(name) != value]
+    if differing:
+        said = ", ".join(f"{name} {made_of.get(name, 'unknown')}" for name in differing)
+        wanted = ", ".join(f"{name} {expected[name]}" for name in differing)
+        raise BagError(
+            f"bag {path}: exists already with {said}, expected {wanted} for {episode.path}; remove "
+            "it, or take another folder"
+        )
+    return True
