@@ -10,13 +10,15 @@ from recordings import KINEMATICS, SECOND, START
 from vla_reasoner_ros import cli
 from vla_reasoner_ros.data import bag_episodes, episode_bags
 from vla_reasoner_ros.data.bag_episodes import ImportOptions, episodes_from_bag
+from vla_reasoner_ros.data.bags import BagReader
 from vla_reasoner_ros.data.contract import Gripper, load_contract
 from vla_reasoner_ros.data.episode_bags import write_episode
 from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.data.episodes import Episode, EpisodeWriter
-from vla_reasoner_ros.data.messages import ACTION_CHUNK, chunk_fields
+from vla_reasoner_ros.data.messages import ACTION_CHUNK, SIMULATOR_STATE, chunk_fields
 from vla_reasoner_ros.data.recordings import open_recordings
 from vla_reasoner_ros.errors import BagError, ConfigurationError, EpisodeError
+from vla_reasoner_ros.paths import share_directory
 from vla_reasoner_ros.types import (
     ActionChunk,
     ActionSpec,
@@ -230,8 +232,140 @@ def test_a_gap_or_another_instruction_begins_another_episode(tmp_path):
     episodes, problems = imported(recordings.record(tmp_path / "bag", happened), tmp_path / "out")
     assert [len(episode) for episode in episodes] == [2, 7, 6]
     assert [e.meta.instruction for e in episodes][-1] == "push the red block"
-    assert len({e.meta.seed for e in episodes}) == 3
-    assert problems == []
+    first, rest, other = episodes
+    assert first.meta.seed == rest.meta.seed != other.meta.seed
+    assert [e.meta.success for e in episodes] == [False, True, True]
+    (problem,) = problems
+    assert problem.startswith("1 gaps within demonstrations")
+    assert "0.300 s apart, expected 0.100 s" in problem
+
+
+STATES = CHUNKS | {"/simulator_state": SIMULATOR_STATE}
+
+
+def with_states(successes, missing=()):
+    happened = [e for e in recordings.events(2.0) if e[1] // 10**8 - START // 10**8 not in missing]
+    for step, success in enumerate(successes):
+        stamp_ns = START + step * SECOND // 10
+        state = {"header": {"stamp": stamp_ns}, "task": "t", "episode": 1, "success": success}
+        happened.append(("/simulator_state", stamp_ns + 1, state))
+    return sorted(happened, key=lambda event: event[1])
+
+
+@pytest.mark.parametrize(
+    ("successes", "missing", "expected"),
+    [
+        ([False] * 19, (), [False]),  # the last state was lost
+        ([False] * 18 + [True] * 2, (10,), [False, True]),
+        ([False] * 12, (5,), [False, False, False]),  # the states of the end were lost
+        ([False] * 18 + [True], (), [True]),
+    ],
+)
+def test_a_simulators_newest_verdict_counts(tmp_path, successes, missing, expected):
+    bag = recordings.record(tmp_path / "bag", with_states(successes, missing), STATES)
+    episodes, _ = imported(bag, tmp_path / "out")
+    assert [e.meta.success for e in episodes] == expected
+    assert len({e.meta.seed for e in episodes}) == 1
+
+
+def test_actions_stay_with_the_run_of_their_time(tmp_path):
+    topics = CHUNKS | {"/clock": "rosgraph_msgs/msg/Clock"}
+    happened = []
+    for run, value in enumerate((1.0, 2.0)):
+        for topic, time_ns, fields in recordings.events(1.0, 10 * SECOND):
+            recorded_ns = START + run * 20 * SECOND + time_ns
+            happened.append(("/clock", recorded_ns - 1000, {"clock": time_ns}))
+            happened.append((topic, recorded_ns, fields))
+            if topic == "/agent/image_raw":
+                stamp_ns = fields["header"]["stamp"]
+                chunk = ActionChunk(SPEC, np.full((4, 7), value), stamp_ns)
+                told = chunk_fields(chunk, stamp_ns)
+                happened.append(("/action_chunk", recorded_ns + 1000, told))
+    bag = recordings.record(tmp_path / "bag", happened, topics)
+    episodes, _ = imported(bag, tmp_path / "out")
+    assert [set(e.actions[:, 0]) for e in episodes] == [{1.0}, {2.0}]
+
+
+def test_a_changed_robot_file_is_another_reading(tmp_path):
+    file = tmp_path / "cell.yaml"
+    text = (share_directory() / "config" / "robots" / "fr3.yaml").read_text()
+    bag = recordings.record(tmp_path / "bag")
+    contract = recordings.contract(recordings.CONTRACT.replace("fr3\n", f"{file}\n", 1))
+    heights = []
+    for tool in ("0.1034", "0.2034", "0.2034"):
+        file.write_text(
+            text.replace("translation: [0.0, 0.0, 0.1034]", f"translation: [0, 0, {tool}]")
+        )
+        (path,), _ = episodes_from_bag(bag, contract, tmp_path / "out")
+        heights.append(float(Episode(path)["ee_position"][0, 2]))
+    assert abs(heights[1] - heights[0]) > 0.05
+    assert heights[2] == heights[1]
+    assert len(EpisodeSet.open(tmp_path / "out")) == 1
+
+
+def test_a_bag_with_two_action_conventions_is_refused(tmp_path, capsys):
+    turned = replace(SPEC, gripper=GripperSpec(6, open=0.0, closed=1.0))
+    happened = with_chunks([(START, START, np.zeros((4, 7)))])
+    chunk = ActionChunk(turned, np.zeros((4, 7)), START + SECOND // 2)
+    happened.append(
+        ("/action_chunk", START + SECOND // 2, chunk_fields(chunk, START + SECOND // 2))
+    )
+    bag = recordings.record(tmp_path / "bags" / "two", happened, CHUNKS)
+    with pytest.raises(BagError, match=r"two: action conventions differ; gripper"):
+        imported(bag, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_bad_message_is_said_and_the_rest_is_taken(tmp_path):
+    nothing = chunk_fields(ActionChunk(SPEC, np.zeros((1, 7)), START), START)
+    nothing["actions"] = np.full(7, np.nan)
+    happened = [
+        *with_chunks([(START, START, np.ones((9, 7)))]),
+        ("/action_chunk", START + 1, b"\x00\x01\x00\x00\x01\x02\x03"),
+        ("/executed_action", START + 2, nothing),
+        ("/cell/episode", START + 3, {"data": "take 3"}),
+        ("/cell/episode", START + 4, {"data": "3"}),
+    ]
+    topics = CHUNKS | {"/executed_action": ACTION_CHUNK, "/cell/episode": recordings.STRING}
+    bag = recordings.record(tmp_path / "bag", happened, topics)
+    (episode,), problems = imported(bag, tmp_path / "out")
+    assert len(episode) == 10
+    assert episode.actions[0, 0] == 1.0
+    for topic, count in (("/action_chunk", 1), ("/executed_action", 1), ("/cell/episode", 2)):
+        assert any(p.startswith(f"{topic}: {count} messages not used") for p in problems), topic
+
+
+def test_steps_that_lack_what_others_have_part_an_episode(simulated, tmp_path):
+    contract = load_contract("sim")
+    bag = write_episode(tmp_path / "bag", simulated, contract)
+    whole = messages_of(bag)
+    lost = [n for n, (topic, *_) in enumerate(whole) if topic == "/executed_action"][2]
+    with BagReader(bag) as reader:
+        topics = {topic.name: topic.type for topic in reader.topics.values()}
+    other = recordings.record(tmp_path / "other", whole[:lost] + whole[lost + 1 :], topics)
+    files, problems = episodes_from_bag(other, contract, tmp_path / "out", None, KINEMATICS)
+    assert sum(len(Episode(file)) for file in files) == len(simulated) - 1
+    assert any(problem.startswith("2 gaps") for problem in problems)
+
+
+def messages_of(bag):
+    with BagReader(bag) as reader:
+        return [(m.topic, m.time_ns, bytes(m.data)) for m in reader.messages()]
+
+
+def test_cameras_of_another_rhythm_than_the_contracts_are_named(tmp_path):
+    happened = [e for e in recordings.events(4.0) if "image" not in e[0]]
+    for number in range(60):
+        stamp_ns = START + number * SECOND // 15
+        for offset, camera in enumerate(("wrist", "agent")):
+            shown = recordings.picture(stamp_ns, number)
+            happened.append((f"/{camera}/image_raw", stamp_ns + 2_000_000 + offset, shown))
+    bag = recordings.record(tmp_path / "bag", sorted(happened, key=lambda event: event[1]))
+    with pytest.raises(BagError) as error:
+        imported(bag, tmp_path / "out")
+    assert "0.133 s apart, expected 0.100 s within 25%" in str(error.value)
+    assert "pictures of agent must come at a multiple of the contract's 10 Hz" in str(error.value)
+    assert str(error.value).count("too few") == 1
 
 
 def test_a_bag_is_read_once_and_nothing_half_written_counts(tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vla_reasoner_ros.control.kinematics import Kinematics
-from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.control.robots import Robot, load_robot
 from vla_reasoner_ros.data.bag_ingest import BagIngest
 from vla_reasoner_ros.data.bags import STORAGES, BagMessage, BagReader
 from vla_reasoner_ros.data.contract import Contract, load_contract
@@ -27,9 +28,9 @@ from vla_reasoner_ros.data.episodes import SUFFIX, EpisodeWriter, Kind
 from vla_reasoner_ros.data.ingest import ForwardKinematics
 from vla_reasoner_ros.data.message_types import to_nanoseconds
 from vla_reasoner_ros.data.messages import ACTION_CHUNK, SIMULATOR_STATE, chunk_from_message
-from vla_reasoner_ros.data.motion import action_between, follows
+from vla_reasoner_ros.data.motion import TIMING, action_between, follows
 from vla_reasoner_ros.data.seeds import RANGES
-from vla_reasoner_ros.errors import ActionChunkError, BagError
+from vla_reasoner_ros.errors import BagError, ConfigurationError, EpisodeError, VlaReasonerError
 from vla_reasoner_ros.files import write_atomically
 from vla_reasoner_ros.types import (
     ActionChunk,
@@ -94,13 +95,46 @@ def motion_spec(contract: Contract, joint_names: Sequence[str], frame: str) -> A
 
 @dataclass
 class _Recorded:
-    """What a bag has beside its observations, by stamp."""
+    """What a bag has between two restarts of its time, all but the observations by stamp."""
+
+    observations: list[Observation] = field(default_factory=list)
 
     chunks: list[tuple[int, ActionChunk]] = field(default_factory=list)
     executed: dict[int, ActionChunk] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
     poses: dict[int, FloatArray] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def beside(self, observation: Observation) -> tuple[bool, ...]:
+        """Which of the parts of a step were recorded for an observation."""
+        stamp_ns = observation.stamp_ns
+        wanted = [self.states, self.executed, *([self.poses] if self.objects else [])]
+        return tuple(stamp_ns in known for known in wanted)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Names of the objects whose poses are recorded."""
+        return tuple(self.meta.get("object_names", ()))
+
+
+@dataclass
+class _Part:
+    """Observations in a row.
+
+    Attributes:
+        recorded: what else was recorded in that time.
+        run: number of the first part of the same demonstration.
+        observations: they.
+        whole: whether the demonstration ends with it.
+        success: newest verdict of a recorded simulator; None where there is none on a
+            demonstration's end.
+    """
+
+    recorded: _Recorded
+    run: int
+    observations: list[Observation]
+    whole: bool = True
+    success: bool | None = None
 
 
 def episodes_from_bag(
@@ -112,8 +146,9 @@ def episodes_from_bag(
 ) -> tuple[list[Path], list[str]]:
     """Turn a bag into episodes, unless that was done before.
 
-    A new episode begins where the instruction changes, a simulator begins another one, or an
-    observation is missing.
+    A new episode begins where the instruction changes, a simulator begins another one, time starts
+    over, or an observation is missing. What a missing observation parts is one demonstration: its
+    parts have one seed, and without a simulator's word only the last of them may be a success.
 
     Args:
         path: the bag.
@@ -126,35 +161,68 @@ def episodes_from_bag(
         The files, and what is wrong with the bag.
 
     Raises:
-        BagError: the bag does not fit the contract, or no episode is in it.
+        BagError: the bag does not fit the contract, mixes action conventions, or no episode is in
+            it.
+        ConfigurationError: the contract's robot cannot be loaded.
     """
     options = options or ImportOptions()
+    if kinematics is None:
+        kinematics = Kinematics(load_robot(contract.moments.robot))
+    robot = robot_hash(kinematics.robot)
     with BagReader(path) as bag:
         name = content_hash(bag.files, contract, options)
         index = Path(folder) / f"{name}.json"
         if index.is_file():
             known = json.loads(index.read_text(encoding="utf-8"))
-            return [Path(folder) / file for file in known["episodes"]], known["problems"]
+            if known.get("robot") == robot:
+                return [Path(folder) / file for file in known["episodes"]], known["problems"]
+            for file in known["episodes"]:
+                (Path(folder) / file).unlink(missing_ok=True)
         ingest = BagIngest(bag, contract, options.instruction, options.namespace, kinematics)
-        recorded, restarts = _Recorded(), []
-        listeners = _listeners(bag, ingest, recorded)
-        observations: list[Observation] = []
-        for moment in ingest.moments(listeners, lambda: restarts.append(len(observations))):
-            observations.append(moment.observation)
+        unusable: dict[str, list[str]] = {}
+        segments = [_Recorded()]
+        for moment in ingest.moments(
+            _listeners(bag, ingest, segments, unusable),
+            lambda: segments.append(_Recorded(meta=segments[-1].meta)),
+        ):
+            segments[-1].observations.append(moment.observation)
         problems = [*bag.problems, *ingest.problems]
-    files = []
-    for number, part in enumerate(_parts(observations, restarts, recorded, contract)):
-        file = Path(folder) / f"{name}-{number}{SUFFIX}"
-        written = _write(file, part, recorded, contract, options, f"{name}{number}")
-        if written:
-            files.append(file)
-        else:
-            problems.append(f"{len(part)} observations in a row are too few for an episode")
+    problems += [f"{t}: {len(e)} messages not used; the last: {e[-1]}" for t, e in unusable.items()]
+    parts, gaps = _parts(segments, contract)
+    problems += _said_of_gaps(gaps, contract)
+    files, short = [], 0
+    try:
+        spec = _chunk_spec(segments)
+        for number, part in enumerate(parts):
+            file = Path(folder) / f"{name}-{number}{SUFFIX}"
+            if _write(file, part, spec, contract, options, f"{name}{part.run}"):
+                files.append(file)
+            else:
+                short += 1
+    except (ConfigurationError, EpisodeError) as error:
+        raise BagError(f"bag {path}: {error}") from error
+    if short:
+        problems.append(
+            f"{short} times fewer than {SHORTEST} observations in a row with an action: too few "
+            "for an episode"
+        )
     if not files:
         raise BagError(f"bag {path}: no episode in it; {'; '.join(problems) or 'it is empty'}")
-    known = {"bag": str(path), "episodes": [file.name for file in files], "problems": problems}
+    known = {
+        "bag": str(path),
+        "episodes": [file.name for file in files],
+        "problems": problems,
+        "robot": robot,
+    }
     write_atomically(index, json.dumps(known, indent=1).encode())
     return files, problems
+
+
+def robot_hash(robot: Robot) -> str:
+    """A hash of what an observation takes from a robot's file."""
+    frames = [(f.name, f.translation.tolist(), f.rpy.tolist()) for f in robot.tool_frames]
+    taken = (robot.joint_names, robot.base_frame, robot.convention, robot.dh.tolist(), frames)
+    return hashlib.sha256(repr(taken).encode()).hexdigest()[:16]
 
 
 def content_hash(files: Sequence[Path], contract: Contract, options: ImportOptions) -> str:
@@ -167,35 +235,64 @@ def content_hash(files: Sequence[Path], contract: Contract, options: ImportOptio
     return digest.hexdigest()[:16]
 
 
-def _listeners(bag: BagReader, ingest: BagIngest, recorded: _Recorded) -> Mapping[str, Any]:
+def told_of(text: str) -> dict[str, Any]:
+    """What a bag says of its episode.
+
+    Raises:
+        BagError: it is not what :mod:`.episode_bags` writes.
+    """
+    kinds = {"task": str, "seed": int, "kind": str, "success": bool, "object_names": list}
+    try:
+        told = json.loads(text)
+        right = isinstance(told, dict) and all(
+            isinstance(told[name], kind) for name, kind in kinds.items() if name in told
+        )
+        if right:
+            Kind(told.get("kind", Kind.EXPERT))
+    except ValueError:
+        right = False
+    if not right:
+        raise BagError(f"expected JSON with {', '.join(kinds)} of an episode, got {text[:80]!r}")
+    return dict(told)
+
+
+def _listeners(
+    bag: BagReader,
+    ingest: BagIngest,
+    segments: list[_Recorded],
+    unusable: dict[str, list[str]],
+) -> Mapping[str, Any]:
+    """What takes the messages beside the streams; errors go to ``unusable`` by topic."""
     actions = ingest.contract.actions
 
-    def chunk_came(message: BagMessage) -> None:
-        fields = bag.deserialize(message)
-        try:
-            chunk = chunk_from_message(fields)
-        except ActionChunkError as error:
-            bag.problems.append(str(error))
-            return
-        recorded.chunks.append((to_nanoseconds(fields.header.stamp), chunk))
+    def chunk_came(fields: Any) -> None:
+        chunk = chunk_from_message(fields)
+        segments[-1].chunks.append((to_nanoseconds(fields.header.stamp), chunk))
 
-    def executed_came(message: BagMessage) -> None:
-        chunk = chunk_from_message(bag.deserialize(message))
-        recorded.executed[chunk.observation_stamp_ns] = chunk
+    def executed_came(fields: Any) -> None:
+        chunk = chunk_from_message(fields)
+        segments[-1].executed[chunk.observation_stamp_ns] = chunk
 
-    def state_came(message: BagMessage) -> None:
-        fields = bag.deserialize(message)
-        recorded.states[to_nanoseconds(fields.header.stamp)] = fields
+    def state_came(fields: Any) -> None:
+        segments[-1].states[to_nanoseconds(fields.header.stamp)] = fields
 
-    def poses_came(message: BagMessage) -> None:
-        fields = bag.deserialize(message)
+    def poses_came(fields: Any) -> None:
         poses = [
             (*_numbers(p.position, "xyz"), *_numbers(p.orientation, "xyzw")) for p in fields.poses
         ]
-        recorded.poses[to_nanoseconds(fields.header.stamp)] = np.array(poses).reshape(-1, 7)
+        segments[-1].poses[to_nanoseconds(fields.header.stamp)] = np.array(poses).reshape(-1, 7)
 
-    def meta_came(message: BagMessage) -> None:
-        recorded.meta = json.loads(bag.deserialize(message).data)
+    def meta_came(fields: Any) -> None:
+        segments[-1].meta = told_of(fields.data)
+
+    def usable(take: Callable[[Any], None]) -> Callable[[BagMessage], None]:
+        def came(message: BagMessage) -> None:
+            try:
+                take(bag.deserialize(message))
+            except VlaReasonerError as error:
+                unusable.setdefault(message.topic, []).append(str(error))
+
+        return came
 
     wanted = {
         EXECUTED_TOPIC: (ACTION_CHUNK, executed_came),
@@ -209,7 +306,7 @@ def _listeners(bag: BagReader, ingest: BagIngest, recorded: _Recorded) -> Mappin
     for topic, (kind, take) in wanted.items():
         found = ingest.find(topic)
         if found is not None and bag.topics[found].type == kind:
-            listeners[found] = take
+            listeners[found] = usable(take)
         elif topic == actions.topic and actions.source == "chunks":
             raise BagError(f"bag {bag.path}: topic {topic} with action chunks is missing")
     return listeners
@@ -219,58 +316,107 @@ def _numbers(message: Any, names: str) -> tuple[float, ...]:
     return tuple(float(getattr(message, name)) for name in names)
 
 
-def _parts(
-    observations: list[Observation],
-    restarts: list[int],
-    recorded: _Recorded,
-    contract: Contract,
-) -> list[list[Observation]]:
-    """Observations in a row."""
-    parts: list[list[Observation]] = []
+def _parts(segments: Sequence[_Recorded], contract: Contract) -> tuple[list[_Part], list[float]]:
+    """Observations in a row, and the intervals, s, at which a demonstration lacks some."""
+    parts: list[_Part] = []
+    gaps: list[float] = []
     dt = 1.0 / contract.moments.rate
-    for number, observation in enumerate(observations):
-        before = parts[-1][-1] if parts else None
-        joined = (
-            before is not None
-            and number not in restarts
-            and follows(before, observation, dt)
-            and _episode(recorded, before) == _episode(recorded, observation)
+    for recorded in segments:
+        if recorded.observations:
+            parts.append(_Part(recorded, len(parts), recorded.observations[:1]))
+        for before, observation in itertools.pairwise(recorded.observations):
+            if not _same_run(recorded, before, observation):
+                parts.append(_Part(recorded, len(parts), [observation]))
+            elif follows(before, observation, dt) and (
+                recorded.beside(before) == recorded.beside(observation)
+            ):
+                parts[-1].observations.append(observation)
+            else:
+                gaps.append((observation.stamp_ns - before.stamp_ns) * 1e-9)
+                parts[-1].whole = False
+                parts.append(_Part(recorded, parts[-1].run, [observation]))
+    for _, run in itertools.groupby(parts, lambda part: part.run):
+        _judge(list(run))
+    return parts, gaps
+
+
+def _same_run(recorded: _Recorded, before: Observation, after: Observation) -> bool:
+    """Whether two observations are of one demonstration."""
+    states = (recorded.states.get(one.stamp_ns) for one in (before, after))
+    told = {int(state.episode) for state in states if state is not None}
+    return before.instruction == after.instruction and len(told) < 2
+
+
+def _judge(run: Sequence[_Part]) -> None:
+    """Give each part of a demonstration its newest verdict, and the last one the newest of all."""
+    newest = None
+    for part in run:
+        states = (part.recorded.states.get(one.stamp_ns) for one in part.observations)
+        own = [bool(state.success) for state in states if state is not None][-1:]
+        newest = own[0] if own else newest
+        part.success = bool(own and own[0])
+    run[-1].success = newest
+
+
+def _said_of_gaps(gaps: Sequence[float], contract: Contract) -> list[str]:
+    """What is to be said of the intervals, s, at which demonstrations lack something."""
+    if not gaps:
+        return []
+    dt = 1.0 / contract.moments.rate
+    said = (
+        f"{len(gaps)} gaps within demonstrations: unless a simulator says otherwise, only what "
+        "comes after the last may be a success"
+    )
+    intervals = [interval for interval in gaps if abs(interval - dt) > TIMING * dt]
+    if intervals:
+        usual = float(np.median(intervals))
+        said += f"; observations {usual:.3f} s apart, expected {dt:.3f} s within {TIMING:.0%}"
+        if usual < (2.0 - TIMING) * dt:  # less than what one missing observation leaves
+            said += (
+                f": the pictures of {contract.moments.reference} must come at a multiple of the "
+                f"contract's {contract.moments.rate:g} Hz"
+            )
+    return [said]
+
+
+def _chunk_spec(segments: Sequence[_Recorded]) -> ActionSpec | None:
+    """The convention of all action chunks of a bag; None without any.
+
+    Raises:
+        ConfigurationError: they have several.
+    """
+    chunks = [chunk for recorded in segments for _, chunk in recorded.chunks]
+    for chunk in chunks[1:]:
+        _require_convention(chunk, chunks[0].spec)
+    return chunks[0].spec if chunks else None
+
+
+def _require_convention(chunk: ActionChunk, spec: ActionSpec) -> None:
+    if chunk.spec != spec:
+        spec.require_same(
+            chunk.spec, "the first action", f"that of {chunk.observation_stamp_ns} ns"
         )
-        if joined:
-            parts[-1].append(observation)
-        else:
-            parts.append([observation])
-    return parts
-
-
-def _episode(recorded: _Recorded, observation: Observation) -> int | None:
-    state = recorded.states.get(observation.stamp_ns)
-    return None if state is None else int(state.episode)
 
 
 def _write(
     file: Path,
-    part: list[Observation],
-    recorded: _Recorded,
+    part: _Part,
+    chunk_spec: ActionSpec | None,
     contract: Contract,
     options: ImportOptions,
     name: str,
 ) -> bool:
     """Write one episode; whether there was enough for one."""
-    by_chunks = bool(recorded.chunks)
-    spec = (
-        recorded.chunks[0][1].spec
-        if by_chunks
-        else motion_spec(contract, part[0].joint_names, part[0].ee_frame)
-    )
-    meta = recorded.meta
-    objects = tuple(meta.get("object_names", ()))
+    recorded, observations = part.recorded, part.observations
+    first = observations[0]
+    spec = chunk_spec or motion_spec(contract, first.joint_names, first.ee_frame)
+    objects = recorded.objects
     writer = EpisodeWriter(spec, objects)
-    for number, observation in enumerate(part):
-        if by_chunks:
+    for number, observation in enumerate(observations):
+        if chunk_spec is not None:
             action = _commanded(recorded.chunks, observation.stamp_ns)
-        elif number + 1 < len(part):
-            action = action_between(observation, part[number + 1], spec)
+        elif number + 1 < len(observations):
+            action = action_between(observation, observations[number + 1], spec)
         else:
             action = None
         if action is None:
@@ -279,6 +425,8 @@ def _write(
         state, executed = recorded.states.get(stamp_ns), recorded.executed.get(stamp_ns)
         if state is not None and len(state.state):
             observation = replace(observation, simulator_state=np.array(state.state))
+        if executed is not None:
+            _require_convention(executed, spec)
         writer.append(
             observation,
             action,
@@ -288,15 +436,15 @@ def _write(
         )
     if len(writer) < SHORTEST:
         return False
-    last = recorded.states.get(part[-1].stamp_ns)
+    meta, last = recorded.meta, recorded.states.get(observations[-1].stamp_ns)
     seeds = RANGES["training"]
     digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    success = options.success if last is None else bool(last.success)
+    success = options.success if part.success is None else part.success
     writer.write(
         file,
         task=str(meta.get("task", options.task or ("" if last is None else last.task))),
         seed=int(meta.get("seed", seeds.start + digest % len(seeds))),
-        success=bool(meta.get("success", success)),
+        success=bool(meta.get("success", success)) if part.whole else success,
         kind=meta.get("kind", options.kind),
     )
     return True

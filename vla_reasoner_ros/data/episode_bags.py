@@ -23,6 +23,7 @@ from vla_reasoner_ros.data.bag_episodes import (
     META_TOPIC,
     POSES,
     POSES_TOPIC,
+    told_of,
 )
 from vla_reasoner_ros.data.bag_ingest import IMAGES, JOINT_STATE, STRING
 from vla_reasoner_ros.data.bags import BagReader, BagWriter
@@ -218,8 +219,7 @@ def read_told(path: str | Path) -> dict[str, Any]:
     """
     with BagReader(path) as bag:
         for message in bag.messages([f"/{META_TOPIC}"]):
-            found: dict[str, Any] = json.loads(bag.deserialize(message).data)
-            return found
+            return told_of(bag.deserialize(message).data)
     raise BagError(f"bag {path}: no message on /{META_TOPIC}; no episode was written there")
 
 
