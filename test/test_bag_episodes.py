@@ -418,6 +418,14 @@ def test_trainers_read_bags_and_episodes_alike(simulated, tmp_path):
     assert len(both) == 2
 
 
+def test_a_cache_within_the_folder_is_no_recording_of_its_own(simulated, tmp_path):
+    write_episode(tmp_path / "bags" / "one", simulated, load_contract("sim"))
+    cache = tmp_path / "bags" / "cache"
+    for _ in range(2):
+        assert len(open_recordings([tmp_path / "bags"], cache=cache)) == 1
+    assert len(open_recordings([cache], cache=cache)) == 1  # asked for by name
+
+
 def test_a_bag_is_read_once_and_again_when_it_is_read_otherwise(simulated, tmp_path):
     contract, cache = load_contract("sim"), tmp_path / "cache"
     bag = write_episode(tmp_path / "bags" / "one", simulated, contract)

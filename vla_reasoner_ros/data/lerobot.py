@@ -1,7 +1,8 @@
 """LeRobot datasets, format v3.0, to episodes and back, without the lerobot package.
 
 Tables are Parquet, pictures are MP4 as OpenCV writes and reads them, so pictures that went through
-a dataset are close to the originals, not equal. Only what LeRobot's own reader needs is written:
+a dataset are close to the originals, not equal: even one colour all over comes back up to 4 of 255
+off. Only what LeRobot's own reader needs is written:
 ``meta/info.json``, ``meta/tasks.parquet``, ``meta/episodes/``, ``meta/stats.json``, ``data/`` and
 ``videos/``. What our episodes need beside that stands in ``info.json`` under ``vla_reasoner_ros``.
 """
@@ -9,9 +10,10 @@ a dataset are close to the originals, not equal. Only what LeRobot's own reader 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vla_reasoner_ros.control.kinematics import Kinematics
-from vla_reasoner_ros.control.robots import load_robot
+from vla_reasoner_ros.control.robots import Robot, load_robot
+from vla_reasoner_ros.data.bag_episodes import robot_hash
 from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.data.episodes import SUFFIX, Episode, EpisodeWriter, Kind
 from vla_reasoner_ros.data.ingest import ForwardKinematics
 from vla_reasoner_ros.data.seeds import RANGES
 from vla_reasoner_ros.errors import ConfigurationError, EpisodeError
-from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.files import digest, write_atomically
 from vla_reasoner_ros.types import ActionSpec, FloatArray, Observation
 
 VERSION = "v3.0"
@@ -39,8 +42,12 @@ EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+EXECUTED, EXECUTED_ARRAY = "executed_action", "executed_actions"
+"""Feature for what moved the arm where that is not the action, and its array in episodes."""
 OURS = "vla_reasoner_ros"
 CODEC = "mp4v"
+ARM_TOLERANCE = 0.01
+"""Distance, m, of the end effector from where a dataset has it at which the arm is another one."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,9 @@ class Mapped:
         gripper_open, gripper_closed: what that number is for an open and a closed gripper.
         cameras: name in our episodes to key of the dataset.
         task: name of the task for our episodes.
+
+    Raises:
+        ConfigurationError: a field is of another type, or open and closed are one number.
     """
 
     spec: ActionSpec
@@ -64,6 +74,27 @@ class Mapped:
     cameras: Mapping[str, str]
     task: str = ""
 
+    def __post_init__(self) -> None:
+        joints, cameras = self.joints, self.cameras
+        listed = isinstance(joints, (list, tuple))
+        if not listed or not all(type(index) is int and index >= 0 for index in joints):
+            raise ConfigurationError(f"joints: expected a list of indices, got {joints!r}")
+        if type(self.gripper) is not int:
+            raise ConfigurationError(f"gripper: expected an index, got {self.gripper!r}")
+        for name in ("gripper_open", "gripper_closed"):
+            if type(getattr(self, name)) not in (int, float):
+                raise ConfigurationError(f"{name}: expected a number, got {getattr(self, name)!r}")
+        if self.gripper >= 0 and self.gripper_open == self.gripper_closed:
+            raise ConfigurationError(
+                f"gripper_open and gripper_closed: expected two numbers, got {self.gripper_open} "
+                "twice"
+            )
+        if not isinstance(cameras, Mapping) or not all(
+            isinstance(k, str) for k in cameras.values()
+        ):
+            raise ConfigurationError(f"cameras: expected names and keys, got {cameras!r}")
+        object.__setattr__(self, "joints", tuple(joints))
+
 
 def export_dataset(episodes: EpisodeSet, folder: str | Path) -> Path:
     """Write episodes as a dataset.
@@ -73,26 +104,36 @@ def export_dataset(episodes: EpisodeSet, folder: str | Path) -> Path:
         folder: must not be there.
 
     Raises:
-        ConfigurationError: the folder is there.
+        ConfigurationError: the folder is there, or a camera's height or width is odd.
         EpisodeError: a video cannot be written.
     """
     folder = Path(folder)
     if folder.exists():
         raise ConfigurationError(f"dataset {folder}: exists already")
+    for name, (height, width) in episodes.cameras.items():
+        if height % 2 or width % 2:
+            raise ConfigurationError(
+                f"camera {name!r}: {height} x {width} pixels, expected an even height and width; "
+                "a video would lose a row or column"
+            )
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     first, spec = episodes[0], episodes.action_spec
     fps = 1.0 / spec.dt
     tasks = sorted({episode.meta.instruction for episode in episodes})
-    table: dict[str, list[Any]] = {n: [] for n in ("state", "action")}
+    table: dict[str, list[Any]] = {STATE: [], ACTION: []}
+    if any(episode.meta.executed == EXECUTED_ARRAY for episode in episodes):
+        table[EXECUTED] = []
     rows, begun, about = [], 0, []
     for number, episode in enumerate(episodes):
         for name, images in episode.images.items():
             target = part / VIDEO.format(video_key=IMAGES + name, chunk_index=0, file_index=number)
             _write_video(target, images, fps)
         count = len(episode)
-        table["state"] += list(np.column_stack([episode["joint_positions"], episode["gripper"]]))
-        table["action"] += list(episode.actions)
+        table[STATE] += list(np.column_stack([episode["joint_positions"], episode["gripper"]]))
+        table[ACTION] += list(episode.actions)
+        if EXECUTED in table:
+            table[EXECUTED] += list(episode.executed_actions)
         row: dict[str, Any] = {
             "episode_index": number,
             "tasks": [episode.meta.instruction],
@@ -115,7 +156,8 @@ def export_dataset(episodes: EpisodeSet, folder: str | Path) -> Path:
         rows.append(row)
         about.append(
             {n: getattr(episode.meta, n) for n in ("task", "seed", "success")}
-            | {"kind": episode.meta.kind.value}
+            | {"kind": episode.meta.kind.value, "executed": episode.meta.executed}
+            | {"ee_position": episode["ee_position"][0].tolist()}
         )
         begun += count
     lengths = [len(episode) for episode in episodes]
@@ -126,8 +168,7 @@ def export_dataset(episodes: EpisodeSet, folder: str | Path) -> Path:
         part / DATA.format(chunk_index=0, file_index=0),
         pa.table(
             {
-                STATE: pa.array([r.tolist() for r in table["state"]], vector),
-                ACTION: pa.array([r.tolist() for r in table["action"]], vector),
+                **{k: pa.array([r.tolist() for r in v], vector) for k, v in table.items()},
                 "timestamp": pa.array(frames / fps, pa.float32()),
                 "frame_index": pa.array(frames, pa.int64()),
                 "episode_index": pa.array(np.repeat(np.arange(len(lengths)), lengths), pa.int64()),
@@ -141,8 +182,7 @@ def export_dataset(episodes: EpisodeSet, folder: str | Path) -> Path:
     # The index as pandas keeps it, by which LeRobot finds a task's number.
     pandas = {"index_columns": ["__index_level_0__"], "columns": [], "column_indexes": []}
     _write_table(part / TASKS, tasks_table.replace_schema_metadata({"pandas": json.dumps(pandas)}))
-    columns = {STATE: table["state"], ACTION: table["action"]}
-    stats = {key: _statistics(np.array(values)) for key, values in columns.items()}
+    stats = {key: _statistics(np.array(values)) for key, values in table.items()}
     write_atomically(part / STATS, json.dumps(stats).encode())
     info = {
         "codebase_version": VERSION,
@@ -155,7 +195,7 @@ def export_dataset(episodes: EpisodeSet, folder: str | Path) -> Path:
         "splits": {"train": f"0:{len(episodes)}"},
         "data_path": DATA,
         "video_path": VIDEO,
-        "features": _features(first, fps),
+        "features": _features(first, fps, table),
         OURS: {
             "action_spec": spec.to_mapping(),
             "joint_names": list(first.meta.joint_names),
@@ -174,7 +214,7 @@ def import_dataset(
     kinematics: ForwardKinematics,
     mapped: Mapped | None = None,
 ) -> list[Path]:
-    """Turn a dataset into episodes; those that are there already are kept.
+    """Turn a dataset into episodes; those that were made of it before are kept.
 
     Args:
         source: the dataset.
@@ -184,7 +224,8 @@ def import_dataset(
 
     Raises:
         EpisodeError: there is no dataset of this version, or it does not hold what it says.
-        ConfigurationError: the mapping does not fit.
+        ConfigurationError: the mapping or the arm does not fit, or the folder has episodes of the
+            dataset's name that were made of something else.
     """
     root = Path(source)
     info = _read_info(root)
@@ -192,7 +233,7 @@ def import_dataset(
     if mapped is None and not ours:
         raise ConfigurationError(f"dataset {root}: say what its numbers mean")
     names = kinematics.robot.joint_names
-    mapping = mapped or _own_mapping(ours, info, len(names))
+    mapping = mapped or _own_mapping(root, info, kinematics.robot)
     if abs(mapping.spec.dt * info["fps"] - 1.0) > 1e-6:
         raise ConfigurationError(
             f"dataset {root}: {info['fps']} Hz, the actions' dt is {mapping.spec.dt} s"
@@ -201,10 +242,11 @@ def import_dataset(
         raise ConfigurationError(
             f"dataset {root}: {len(mapping.joints)} joints, the arm has {len(names)}"
         )
+    _claim(root, Path(folder), mapping, kinematics.robot)
     paths = []
     for row, table in _episodes(root, info):
         number = int(row["episode_index"])
-        about = ours["episodes"][number] if ours else {}
+        about = _about(root, ours, number, required=mapped is None)
         path = Path(folder) / f"{root.name}-{number:06d}{SUFFIX}"
         paths.append(path)
         if path.exists():
@@ -213,8 +255,14 @@ def import_dataset(
         pictures = {
             name: _read_video(root, info, key, row) for name, key in mapping.cameras.items()
         }
-        for observation, action in _steps(table, row, pictures, mapping, kinematics):
-            writer.append(observation, action)
+        executed = [None] * len(table[ACTION])
+        if about.get("executed") == EXECUTED_ARRAY:
+            executed = list(_column(table, EXECUTED, root))
+        steps = _steps(table, row, pictures, mapping, kinematics)
+        for (observation, action), moved in zip(steps, executed, strict=True):
+            if mapped is None and not len(writer):
+                _require_arm(root, about, observation, kinematics.robot)
+            writer.append(observation, action, executed=moved)
         writer.write(
             path,
             task=str(about.get("task", mapping.task)),
@@ -225,10 +273,73 @@ def import_dataset(
     return paths
 
 
-def _own_mapping(ours: Mapping[str, Any], info: Mapping[str, Any], joints: int) -> Mapped:
+def _claim(root: Path, folder: Path, mapping: Mapped, robot: Robot) -> None:
+    """Say in the folder what its episodes of a dataset's name are made of, before there is one.
+
+    Raises:
+        ConfigurationError: they are made of something else, or nothing says of what.
+    """
+    tables = sorted(path for part in ("meta", "data") for path in (root / part).rglob("*.parquet"))
+    videos = [(path.name, path.stat().st_size) for path in sorted((root / "videos").rglob("*.mp4"))]
+    made_of = (digest([root / INFO, *tables]), videos, mapping, robot_hash(robot))
+    told = json.dumps({"made_of": hashlib.sha256(repr(made_of).encode()).hexdigest()}).encode()
+    index = folder / f"{root.name}.json"
+    if index.is_file() and index.read_bytes() == told:
+        return
+    if any(folder.glob(f"{root.name}-{'[0-9]' * 6}{SUFFIX}")):
+        raise ConfigurationError(
+            f"dataset {root}: {folder} has episodes {root.name}-* of another dataset, mapping or "
+            "arm, or that do not say of what; remove them, or take another folder"
+        )
+    write_atomically(index, told)
+
+
+def _about(root: Path, ours: Mapping[str, Any], number: int, required: bool) -> dict[str, Any]:
+    """What our part of ``info.json`` says of an episode."""
+    told = ours.get("episodes", [])
+    if number < len(told):
+        return dict(told[number])
+    if required:
+        raise EpisodeError(
+            f"dataset {root}: {INFO} describes {len(told)} episodes under {OURS}, and there is an "
+            f"episode {number}; it was added by others, so say what the numbers mean"
+        )
+    return {}
+
+
+def _require_arm(
+    root: Path, about: Mapping[str, Any], observation: Observation, robot: Robot
+) -> None:
+    """Refuse an arm of the same joint names whose end effector is elsewhere."""
+    expected = np.array(about.get("ee_position", observation.ee_position))
+    distance = float(np.linalg.norm(observation.ee_position - expected))
+    if distance > ARM_TOLERANCE:
+        raise ConfigurationError(
+            f"dataset {root}: the end effector begins at {expected.round(3).tolist()} m, that of "
+            f"robot {robot.name!r} is at {observation.ee_position.round(3).tolist()} m then; it is "
+            "another arm or tool"
+        )
+
+
+def _own_mapping(root: Path, info: Mapping[str, Any], robot: Robot) -> Mapped:
+    """What the numbers of a dataset of ours mean.
+
+    Raises:
+        EpisodeError: our part of ``info.json`` is broken.
+        ConfigurationError: it is of another arm.
+    """
     cameras = {key.removeprefix(IMAGES): key for key in info["features"] if key.startswith(IMAGES)}
-    spec = ActionSpec.from_mapping(ours["action_spec"])
-    return Mapped(spec, tuple(range(joints)), joints, 1.0, 0.0, cameras)
+    try:
+        spec = ActionSpec.from_mapping(info[OURS]["action_spec"])
+        names, frame = tuple(info[OURS]["joint_names"]), str(info[OURS]["ee_frame"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EpisodeError(f"dataset {root}: {INFO}: {OURS} is broken: {error!r}") from error
+    if (names, frame) != (robot.joint_names, robot.base_frame):
+        raise ConfigurationError(
+            f"dataset {root}: joints {', '.join(names)} in frame {frame!r}; robot {robot.name!r} "
+            f"has {', '.join(robot.joint_names)} in {robot.base_frame!r}"
+        )
+    return Mapped(spec, tuple(range(len(names))), len(names), 1.0, 0.0, cameras)
 
 
 def _steps(
@@ -240,6 +351,12 @@ def _steps(
 ) -> Iterator[tuple[Observation, FloatArray]]:
     states, actions = table[STATE], table[ACTION]
     count = len(states)
+    last = max(*mapping.joints, mapping.gripper)
+    if states.ndim != 2 or last >= states.shape[1]:
+        raise ConfigurationError(
+            f"episode {row['episode_index']}: {STATE} has shape {states.shape[1:]}, the mapping "
+            f"takes number {last} of it"
+        )
     for name, images in pictures.items():
         if len(images) != count:
             raise EpisodeError(
@@ -281,6 +398,14 @@ def _read_info(root: Path) -> dict[str, Any]:
         raise EpisodeError(
             f"dataset {root}: expected format {VERSION}, got {version}; LeRobot converts older ones"
         )
+    fps = info.get("fps")
+    if type(fps) not in (int, float) or fps <= 0:
+        raise EpisodeError(f"dataset {root}: {INFO}: fps: expected pictures a second, got {fps!r}")
+    for name, kind in (("features", dict), ("data_path", str)):
+        if not isinstance(info.get(name), kind):
+            raise EpisodeError(
+                f"dataset {root}: {INFO}: {name}: expected {kind.__name__}, got {info.get(name)!r}"
+            )
     return dict(info)
 
 
@@ -307,8 +432,24 @@ def _episodes(
                     f"dataset {root}: episode {row['episode_index']} has {chosen.num_rows} rows, "
                     f"its entry says {row['length']}"
                 )
-            columns = {k: np.array(chosen[k].to_pylist(), np.float64) for k in (STATE, ACTION)}
-            yield row, columns
+            yield (
+                row,
+                {
+                    key: np.array(_column(chosen, key, root).to_pylist(), np.float64)
+                    for key in (
+                        STATE,
+                        ACTION,
+                        *([EXECUTED] if OURS in info and EXECUTED in info["features"] else []),
+                    )
+                },
+            )
+
+
+def _column(table: Any, key: str, root: Path) -> Any:
+    try:
+        return table[key]
+    except KeyError as error:
+        raise EpisodeError(f"dataset {root}: its tables have no column {key!r}") from error
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -327,14 +468,25 @@ def _write_table(path: Path, table: pa.Table) -> None:
 def _write_video(path: Path, images: NDArray[np.uint8], fps: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = images.shape[1:3]
-    writer = cv2.VideoWriter(
-        str(path), cv2.VideoWriter.fourcc(*CODEC), fps, (int(width), int(height))
-    )
+    writer = _video_writer(path, fps, int(width), int(height))
     if not writer.isOpened():
         raise EpisodeError(f"video {path}: OpenCV cannot write {CODEC}")
     for image in images:
         writer.write(cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR))
     writer.release()
+    # OpenCV does not say that a disk is full.
+    capture, written = cv2.VideoCapture(str(path)), 0
+    while capture.grab():
+        written += 1
+    capture.release()
+    if written != len(images):
+        raise EpisodeError(
+            f"video {path}: {written} of {len(images)} pictures could be written; is the disk full?"
+        )
+
+
+def _video_writer(path: Path, fps: float, width: int, height: int) -> cv2.VideoWriter:
+    return cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODEC), fps, (width, height))
 
 
 def _read_video(
@@ -343,6 +495,10 @@ def _read_video(
     """The pictures of one episode."""
     if f"videos/{key}/file_index" not in row:
         raise ConfigurationError(f"dataset {root}: no video {key!r}")
+    if not isinstance(info.get("video_path"), str):
+        raise EpisodeError(
+            f"dataset {root}: {INFO}: video_path: expected str, got {info.get('video_path')!r}"
+        )
     path = root / info["video_path"].format(
         video_key=key,
         chunk_index=int(row[f"videos/{key}/chunk_index"]),
@@ -364,7 +520,7 @@ def _read_video(
     return pictures
 
 
-def _features(episode: Episode, fps: float) -> dict[str, Any]:
+def _features(episode: Episode, fps: float, columns: Collection[str]) -> dict[str, Any]:
     features: dict[str, Any] = {
         STATE: {
             "dtype": "float32",
@@ -377,6 +533,8 @@ def _features(episode: Episode, fps: float) -> dict[str, Any]:
             "names": list(episode.meta.action_spec.names),
         },
     }
+    if EXECUTED in columns:
+        features[EXECUTED] = features[ACTION]
     for name, (height, width) in episode.cameras.items():
         features[IMAGES + name] = {
             "dtype": "video",

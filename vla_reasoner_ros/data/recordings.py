@@ -35,7 +35,7 @@ def open_recordings(
     Bags that are unusable are said on standard error and left out.
 
     Args:
-        folders: searched with the folders in them.
+        folders: searched with the folders in them, but for the cache.
         contract: maps the bags' topics, or its name or file.
         cache: where episodes made of bags are kept.
         options: what bags do not say.
@@ -48,7 +48,7 @@ def open_recordings(
     for folder in map(Path, folders):
         if not folder.exists():
             raise EpisodeError(f"episode folder {folder}: there is none")
-        files = _files(folder, SUFFIX)
+        files = _without(Path(cache), folder, _files(folder, SUFFIX))
         bags = bags_in([folder]) if any(_files(folder, s) for s in STORAGES.values()) else []
         if not files and not bags:
             raise EpisodeError(f"episode folder {folder}: no *{SUFFIX} file and no bag in it")
@@ -70,6 +70,14 @@ def _files(folder: Path, suffix: str) -> list[Path]:
         if path.name.removesuffix(".zstd").endswith(suffix)
         and not any(part[0] == "." for part in path.relative_to(folder.parent).parts)
     )
+
+
+def _without(cache: Path, folder: Path, files: Sequence[Path]) -> list[Path]:
+    """The files that do not lie in a cache within the folder: their bags are read themselves."""
+    kept, searched = cache.resolve(), folder.resolve()
+    if kept == searched or not kept.is_relative_to(searched):
+        return list(files)
+    return [path for path in files if not path.resolve().is_relative_to(kept)]
 
 
 def _from_bags(
