@@ -123,11 +123,14 @@ def test_every_variant_is_compared_on_the_same_scenes_and_nothing_is_run_twice(
         ablate.run(parsed(*words, "--set", "search.alpha=0"))
 
 
-def test_the_name_of_a_variant_is_plain_text(tmp_path, monkeypatch):
+def test_names_and_words_with_signs_are_kept_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "run_cases", lambda jobs, engine: ((j, outcome(j)) for j in jobs))
     path = written(tmp_path, EXAMPLE.replace("shallow:", "'1 $ <&> \\foo$':"))
     words = [str(path), "--out", str(tmp_path / "out"), "--tasks", "lift_green", "--episodes", "1"]
+    monkeypatch.setattr("sys.argv", ["vla-reasoner", "ablate", "my depth.yaml"])
     assert ablate.run(parsed(*words)) == 0
+    facts = json.loads((tmp_path / "out" / "example.json").read_text())["facts"]
+    assert facts["command"] == "vla-reasoner ablate 'my depth.yaml'"
     assert "1 $ <&> \\foo$" in (tmp_path / "out" / "example.md").read_text()
     assert "1 $ &lt;&amp;&gt; \\foo$" in (tmp_path / "out" / "example.html").read_text()
 
