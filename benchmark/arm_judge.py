@@ -21,8 +21,9 @@ class Judge:
     """The desired positions of joint_trajectory_controller (Jazzy) at 1 kHz, against the limits.
 
     A message is taken when it arrives. Until its first point the controller interpolates from what
-    it desired at that moment (``interpolate_from_desired_state``), then between the points, by
-    quintic polynomials through position, velocity and acceleration; after the last it stays there.
+    it desired in its last cycle (``interpolate_from_desired_state``), of which it remembers the
+    time one cycle too early; then between the points, by quintic polynomials through position,
+    velocity and acceleration; after the last it stays there.
 
     Args:
         robot: the limits.
@@ -30,6 +31,7 @@ class Judge:
         position: (J,) rad, where the arm stands; None for home.
 
     Attributes:
+        early: whether it remembers the time one cycle too early, as Jazzy's does.
         problems: broken limits and commands that the controller would have rejected.
     """
 
@@ -46,30 +48,40 @@ class Judge:
             ("jerk", 3, limits.jerk, 1.0),
         )
         self.problems: list[str] = []
+        self.early = True
+
+    def hold(self, position: FloatArray) -> None:
+        """Stand at a position (J,) rad from now on, as when started anew there."""
+        rest = np.zeros((3, self._rest.shape[1]))
+        rest[0] = position
+        self._follow([(self._tick * MILLISECOND, rest)])
+        self._tail = np.repeat(rest[:1], 3, axis=0)
 
     def receive(self, message: TimedTrajectory, now_ns: int) -> None:
         """A message arrives now."""
-        trajectory = message.trajectory
+        told = message.told
         self.advance(now_ns)
         points = [
             (message.start_ns + round(t * SECOND), np.stack([p, v, a]))
             for t, p, v, a in zip(
-                trajectory.times[1:].tolist(),
-                trajectory.positions[1:],
-                trajectory.velocities[1:],
-                trajectory.accelerations[1:],
+                told.times.tolist(),
+                told.positions,
+                told.velocities,
+                told.accelerations,
                 strict=True,
             )
         ]
         times = [when for when, _ in points]
         if not points or points[-1][1][1].any():
             self.problems.append("rejected: does not end at rest")
-        if any(b <= a for a, b in zip([message.start_ns, *times], times, strict=False)):
+        if any(b <= a for a, b in zip([message.start_ns - 1, *times], times, strict=False)):
             self.problems.append("rejected: times do not ascend")
         if times[-1] < now_ns:
             self.problems.append("rejected: ends in the past")
-        before = self.desired(now_ns)
-        self._follow(points if times[0] <= now_ns else [(now_ns, before), *points])
+        last = self._tick * MILLISECOND
+        since = last - MILLISECOND if self.early else last
+        blend = [(since, self.desired(last))] if times[0] > last + MILLISECOND else []
+        self._follow([*blend, *points])
 
     def advance(self, now_ns: int) -> None:
         """Play until now."""

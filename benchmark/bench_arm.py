@@ -103,7 +103,7 @@ def command(name: str, repeats: int, pause: float) -> None:
         begin = time.perf_counter()
         motion = executor.submit(chunk_from_message(received), now).commands.trajectory
         assert motion is not None
-        publisher.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
+        publisher.publish(trajectory_to_message(motion.told, motion.start_ns))
         if index >= 0:
             seconds[index] = time.perf_counter() - begin
         now += 400_000_000

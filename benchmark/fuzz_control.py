@@ -29,7 +29,6 @@ from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
 from vla_reasoner_ros.control.executor import ChunkExecutor, Commands, ResetRefused, TimedTrajectory
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
-from vla_reasoner_ros.control.trajectory import JointTrajectory
 from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
 from vla_reasoner_ros.executor import EngineSettings, run_jobs
 from vla_reasoner_ros.parameters import build
@@ -262,22 +261,10 @@ class Episode:
         while self._inbox and self._inbox[0][0] <= now_ns:
             arrival, message = self._inbox.popleft()
             self._judge.receive(message, arrival)
-            points = _as_message(message.trajectory)
-            self._deadman.commanded(points, message.start_ns, arrival, 0.0)
-            echo = self._executor.heard(points, message.start_ns, now_ns)
+            self._deadman.commanded(message.told, message.start_ns, arrival, 0.0)
+            echo = self._executor.heard(message.told, message.start_ns, now_ns)
             if echo.trajectory is not None:
                 self._judge.problems.append("its own command was taken for someone else's")
-
-
-def _as_message(trajectory: JointTrajectory) -> JointTrajectory:
-    """What is published of a motion: the knots after the first."""
-    return JointTrajectory(
-        trajectory.joint_names,
-        trajectory.times[1:],
-        trajectory.positions[1:],
-        trajectory.velocities[1:],
-        trajectory.accelerations[1:],
-    )
 
 
 def fuzz(chunks: int, seed: int, episode: int = EPISODE) -> Report:

@@ -17,12 +17,30 @@ class TimedTrajectory:
 
     Attributes:
         start_ns: the time of the first knot, ns. Its state is the commanded one there.
-        trajectory: the motion. Send the knots after the first: the arm's controller is in the
-            first one already, and ``time_from_start`` must be positive.
+        trajectory: the motion.
+        known_ns: from this time on the arm's controller does exactly that, ns. Before it comes from
+            where it is, which is known roughly: only what is later is told to it.
+        rest: s, how long its message says to rest at the end, for one that arrives after the end.
     """
 
     start_ns: int
     trajectory: JointTrajectory
+    known_ns: int = 0
+    rest: float = 0.0
+
+    @property
+    def told(self) -> JointTrajectory:
+        """The knots of its message, their times from ``start_ns``.
+
+        joint_trajectory_controller of Jazzy remembers the state that it commands for the next cycle
+        with the time of this one, and begins there what it interpolates to the first point of a
+        message: a moving arm makes two cycles' way in one. So a message begins with the knot at its
+        stamp, which is past when it arrives, and the controller goes on between the knots. Where it
+        is not known to be in that state, it has to come to the first knot from where it is.
+        """
+        known = (self.known_ns - self.start_ns) / NANOSECONDS
+        told = self.trajectory.knots_from(known)
+        return told.resting_on(self.rest) if self.rest > 0.0 else told
 
     @property
     def end_ns(self) -> int:

@@ -21,7 +21,7 @@ from vla_reasoner_ros.control.echo import SentCommands, as_played
 from vla_reasoner_ros.control.joint_states import JointStateBuffer
 from vla_reasoner_ros.control.parameters import ControllerParameters, RobotParameters
 from vla_reasoner_ros.control.robots import Robot
-from vla_reasoner_ros.control.stopping import brake, ease_out
+from vla_reasoner_ros.control.stopping import SOFTLY, STOP_REST, brake, ease_out
 from vla_reasoner_ros.control.stops import ResetRefused
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.errors import VlaReasonerError
@@ -31,7 +31,6 @@ from vla_reasoner_ros.types import FloatArray
 CLOCK_LEAD = 0.05  # s; how far ahead of the clock a stamp may be
 JOINTS_AGE = 0.5  # s; a first motion does not start from where the arm was longer ago
 ELSEWHERE = 0.05  # rad; an arm that stands so far from where it was sent has been moved otherwise
-SOFTLY = 0.15  # s; in so long a stop an arm that is 0.01 rad beside where it should be gets there
 
 
 class SignOfLifeError(VlaReasonerError):
@@ -158,8 +157,7 @@ class Deadman:
         self._observed_ns: int | None = None
         self._joints = JointStateBuffer(robot)
         self._motion: TimedTrajectory | None = None
-        self._known_ns = 0  # from when on the motion is what the arm plays, to the last digit
-        self._measured = False  # whether the motion before that starts where the arm was measured
+        self._placed = False  # whether it is known where the motion starts, about at least
         self._braking = False
         self._sent = SentCommands()
         self._last_ns = 0
@@ -184,10 +182,7 @@ class Deadman:
         before = self._motion.at if self._motion is not None else self._measured_at
         motion = as_played(self._robot.joint_names, points, stamp_ns, now_ns, before)
         if self._motion is None or elsewhere:
-            self._measured = not elsewhere and self._measured_at(motion.start_ns) is not None
-        if self._motion is None or elsewhere or motion.start_ns < self._known_ns:
-            first = float(motion.trajectory.times[1])
-            self._known_ns = motion.start_ns + round(first * NANOSECONDS)
+            self._placed = not elsewhere and self._measured_at(motion.start_ns) is not None
         self._motion, self._braking = motion, False
         if not moved:  # silence counts from the start of the motion
             for voice in (self._controller, self._planner):
@@ -260,6 +255,8 @@ class Deadman:
     def tick(self, now_ns: int, wall: float) -> TimedTrajectory | None:
         """Look whether the arm must be stopped.
 
+        A motion that starts it is not known where goes on to its first point before.
+
         Returns:
             The decelerating hold to be sent, None when there is nothing to do.
         """
@@ -271,12 +268,14 @@ class Deadman:
         if not (self.reason or problem):
             return None
         self.latch(problem)
+        if now_ns < motion.known_ns and not self._placed:
+            return None
         self._braking = True
         stop = self._stop(motion, now_ns)
         if stop is not None:
-            self._motion = TimedTrajectory(now_ns, stop)
-            self._sent.add(now_ns, stop.positions[-1])
-        return self._motion if stop is not None else None
+            self._motion = stop
+            self._sent.add(now_ns, stop.trajectory.positions[-1])
+        return stop
 
     def latch(self, problem: str) -> None:
         """Stop every motion from now on, for what was found here or by whoever carries the stops.
@@ -315,26 +314,25 @@ class Deadman:
             state, reason = ControllerState.WAITING, "no motion is commanded"
         return ExecutorStatus(state, reason, 0, 0, 0, self.stops, self.reason, 0.0)
 
-    def _stop(self, motion: TimedTrajectory, now_ns: int) -> JointTrajectory | None:
+    def _stop(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory | None:
         """The motion to rest, None where the running one rests before a stop could begin.
 
-        On the way from where the arm was only measured to the first point of a first motion it is
-        one that the arm's controller can begin from anywhere near. Where nothing was measured, or
-        elsewhere than where the last motion ended, the motion goes on to that point.
+        On the way to the first point of a motion, which is known roughly, it is one that the arm's
+        controller can begin from anywhere near.
         """
         names, limits = self._robot.joint_names, self._robot.limits
         switch_ns = now_ns + round(self.parameters.lead_time * NANOSECONDS)
-        if switch_ns < self._known_ns:
-            if self._measured:
-                stop = ease_out(names, motion.at(now_ns), limits, SOFTLY)
-                self._known_ns = now_ns + round(stop.duration * NANOSECONDS)
-                return stop
-            switch_ns = self._known_ns
+        if switch_ns < motion.known_ns:
+            stop = ease_out(names, motion.at(now_ns), limits, SOFTLY)
+            end_ns = now_ns + round(stop.duration * NANOSECONDS)
+            about = TimedTrajectory(now_ns, stop, known_ns=end_ns, rest=STOP_REST)
+            return about if end_ns < motion.end_ns else None
         if switch_ns >= motion.end_ns:
             return None
         stop = brake(names, motion.at(switch_ns), limits)
         lead = (switch_ns - now_ns) / NANOSECONDS
-        return motion.from_time(now_ns).then(lead, stop) if lead > 0.0 else stop
+        whole = motion.from_time(now_ns).then(lead, stop) if lead > 0.0 else stop
+        return TimedTrajectory(now_ns, whole, motion.known_ns, STOP_REST)
 
     def _measured_at(self, time_ns: int) -> MotionState | None:
         """Where the arm was last measured; None when it was not, or too long before a time."""

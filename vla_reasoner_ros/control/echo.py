@@ -40,8 +40,9 @@ def as_played(
 ) -> TimedTrajectory:
     """The motion that a joint trajectory controller plays after a message.
 
-    It goes from what is commanded when the message takes over to the first point that is still
-    ahead (``interpolate_from_desired_state``), and stands at the last one.
+    Where points of the message are past already, it goes on between them. Else it goes from what is
+    commanded when the message takes over to the first point (``interpolate_from_desired_state``),
+    which is known to the last digit from that point on only. It stands at the last one.
 
     Args:
         joint_names: the J joints in the arm's order.
@@ -59,24 +60,23 @@ def as_played(
         )
     if np.any(np.diff(points.times, prepend=-1.0) <= 0.0) or points.velocities[-1].any():
         raise TrajectoryError("joint trajectory: expected rising times and rest at the end")
+    points = points.to_rest()
     order = [points.joint_names.index(name) for name in joint_names]
     arrays = [v[:, order] for v in (points.positions, points.velocities, points.accelerations)]
     since_ns = stamp_ns if now_ns - UNDER_WAY < stamp_ns <= now_ns else now_ns
     offset = ((stamp_ns or now_ns) - since_ns) / NANOSECONDS
-    ahead = points.times + offset > 0.5e-9
-    if not ahead.any():
-        ahead[-1], offset = True, 1e-9 - float(points.times[-1])
-    first = int(np.argmax(ahead))
+    times = points.times + offset
+    if times[0] < 0.5e-9:
+        own = JointTrajectory(joint_names, times - times[0], *arrays)
+        return TimedTrajectory(since_ns, own.from_time(-float(times[0])))
     before = commanded(since_ns)
     if before is None:
-        before = MotionState(*(values[first] for values in arrays))
-    times = np.concatenate([[0.0], (points.times + offset)[ahead]])
+        before = MotionState(*(values[0] for values in arrays))
     starts = (before.position, before.velocity, before.acceleration)
     position, velocity, acceleration = (
-        np.concatenate([start[None], values[ahead]])
-        for start, values in zip(starts, arrays, strict=True)
+        np.concatenate([start[None], values]) for start, values in zip(starts, arrays, strict=True)
     )
-    return TimedTrajectory(
-        since_ns,
-        JointTrajectory(joint_names, whole_nanoseconds(times), position, velocity, acceleration),
-    )
+    times = whole_nanoseconds(np.concatenate([[0.0], times]))
+    played = JointTrajectory(joint_names, times, position, velocity, acceleration)
+    known_ns = since_ns + round(float(times[1]) * NANOSECONDS)
+    return TimedTrajectory(since_ns, played, known_ns)

@@ -114,7 +114,7 @@ class ChunkExecutor:
         self._rejected = 0
         self._last_rejection = ""
         self._now_ns: int | None = None
-        self._pending: TimedTrajectory | None = None
+        self._pending: tuple[int, TimedTrajectory] | None = None  # from when on it is to be sent
 
     def set_parameters(self, parameters: ControlParameters, now_ns: int) -> Commands:
         """Use other parameters from now on; all or nothing.
@@ -134,11 +134,11 @@ class ChunkExecutor:
         old = self.parameters
         self._motions.set_parameters(parameters)
         disabled = old.enable_control and not parameters.enable_control
-        commands = self._decelerate(now_ns) if disabled else NOTHING
         self.parameters = parameters
         self._queue.parameters = parameters.chunk
         self._reference.parameters = self._running.parameters = parameters
         self._watchdog.parameters = parameters.watchdog
+        commands = self._decelerate(now_ns, last=True) if disabled else NOTHING
         if old.enable_control != parameters.enable_control:
             self._leave(now_ns)
         return commands
@@ -229,8 +229,12 @@ class ChunkExecutor:
         commands = NOTHING
         if enabled:
             self._motions.taken(plan, trimmed, switch_ns)
-            self._pending = None  # what is sent begins with it
-            sent = self._running.run(motion, now_ns)
+            known_ns = self._running.known_ns
+            due = self._take_pending(now_ns) is not None  # what is sent begins with it
+            sent: TimedTrajectory | None = self._running.take_over(motion, now_ns)
+            self._pending = None
+            if sent is not None and now_ns < known_ns and not due:
+                self._pending, sent = (known_ns, sent), None
             at_end = self.parameters.gripper.due == "end"
             dues = ends if at_end else [switch_ns, *ends][:-1]
             # A hold knows what the gripper measures: told that, it would let go of a wide object.
@@ -252,8 +256,8 @@ class ChunkExecutor:
     def tick(self, now_ns: int) -> Commands:
         """Look after the arm: due gripper commands, stops, and what follows a stop."""
         self._follow_clock(now_ns)
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
+        pending = self._take_pending(now_ns)
+        if pending is not None:
             return Commands(pending)
         enabled = self.parameters.enable_control
         if self._watchdog.look(now_ns) if enabled else self._watchdog.recover(now_ns):
@@ -299,19 +303,33 @@ class ChunkExecutor:
             return NOTHING
         self._follow_clock(now_ns)
         joints = self.robot.joint_names
-        self._running.run(as_played(joints, points, stamp_ns, now_ns, self.commanded), now_ns)
-        return self.intruded(now_ns)
+        played = as_played(joints, points, stamp_ns, now_ns, self.commanded)
+        self._hold_intruder(now_ns)
+        self._running.run_foreign(played, now_ns)
+        return self._decelerate(now_ns)
 
     def intruded(self, now_ns: int) -> Commands:
-        """Someone else commands the arm, in a way that says nothing of its motion."""
+        """Someone else commands the arm, in a way that says nothing of its motion.
+
+        Returns:
+            A gentle stop from what was commanded until now; nothing where that is not known.
+        """
         if not self.parameters.enable_control:
+            self._running.left_at = None  # others take the arm's controller elsewhere
             return NOTHING
         self._follow_clock(now_ns)
+        self._hold_intruder(now_ns)
+        self._gripper.clear()
+        state, self._pending = self.commanded(now_ns), None
+        if state is None:
+            return NOTHING
+        return Commands(self._running.ease_out(state, 0.0, now_ns))
+
+    def _hold_intruder(self, now_ns: int) -> None:
         self._interrupt(now_ns)
         self._stops.hold = Hold(
             "someone else commands the arm; reset when this is explained", latched=True
         )
-        return self._decelerate(now_ns)
 
     def failed(self, reason: str, playing: TimedTrajectory | None, now_ns: int) -> Commands:
         """The arm's controller does not do as it was told: stop it, until :meth:`reset`.
@@ -333,10 +351,11 @@ class ChunkExecutor:
         self._gripper.clear()
         self._stops.hold = Hold(f"{reason}; reset when this is explained", latched=True)
         if playing is None or now_ns >= playing.end_ns:
+            self._running.leave()
             self._reference.playback.clear()
-            self._running.forget()
             return NOTHING
-        self._running.run(TimedTrajectory(now_ns, playing.from_time(now_ns)), now_ns)
+        rest = playing.from_time(now_ns)
+        self._running.run(TimedTrajectory(now_ns, rest, playing.known_ns), now_ns)
         if refused:
             self._running.stopping = True
             return NOTHING
@@ -378,13 +397,14 @@ class ChunkExecutor:
     def stop(self, now_ns: int) -> Commands:
         """Decelerate to rest once, as before a shutdown; no state changes."""
         self._follow_clock(now_ns)
-        return self._decelerate(now_ns)
+        return self._decelerate(now_ns, last=True)
 
     def reset(self, now_ns: int) -> None:
         """End the latched stop and every hold; chunks from observations since now are taken.
 
-        When the arm was not where it was told to be, the next joint state becomes the commanded
-        one, and the next motion leaves the arm's controller time to come there slowly.
+        The next joint state becomes the commanded one, and the next motion leaves the arm's
+        controller time to come there slowly: whatever stopped it, it may have started anew where
+        the arm was then, or still be where it was told to be.
 
         Raises:
             ResetRefused: the emergency stop is still set, joint states are missing or the arm
@@ -399,12 +419,8 @@ class ChunkExecutor:
         problem = problem or self._reference.joints.motion()
         if problem:
             raise ResetRefused(problem)
-        displaced = self._stops.displaced
         self._stops.clear()
-        if displaced:
-            self.reset_reference(now_ns)
-        else:
-            self._interrupt(now_ns)
+        self.reset_reference(now_ns)
 
     def reset_reference(self, now_ns: int) -> None:
         """Forget motion and chunks; the next joint state becomes the commanded one.
@@ -485,22 +501,35 @@ class ChunkExecutor:
         if last is None or now_ns >= last:
             return
         state, moving = self._reference.playback.state(last), self._reference.moving(last)
-        settles = (self._running.settled_ns - last) / NANOSECONDS
+        settles = (self._running.known_ns - last) / NANOSECONDS
         if self._stops.displaced:
             self._leave(None)
         else:  # a simulator's reset takes the arm's controller along
             self._forget(None)
             self._running.forget()
         if state is not None and moving:
-            self._pending = self._running.ease_out(state, settles, now_ns)
+            self._pending = now_ns, self._running.ease_out(state, settles, now_ns)
 
-    def _decelerate(self, now_ns: int) -> Commands:
-        """Replace the running motion by the fastest stop."""
+    def _take_pending(self, now_ns: int) -> TimedTrajectory | None:
+        """What is due to be sent now, as far as it is still to come."""
+        if self._pending is None or now_ns < self._pending[0]:
+            return None
+        motion, self._pending = self._pending[1], None
+        return self._running.resend(motion, now_ns)
+
+    def _decelerate(self, now_ns: int, last: bool = False) -> Commands:
+        """Replace the running motion by the fastest stop.
+
+        While the arm's controller comes from it is not known where to where the motion starts, it
+        is let come there, if there will be a look to stop it then.
+        """
         self._gripper.clear()
-        pending, self._pending = self._pending, None
+        pending, self._pending = self._take_pending(now_ns), None
         if not self._running.can_brake(now_ns):
             return Commands(pending)
         self._interrupt(now_ns)
+        if self._running.comes_from_nowhere(now_ns) and not last:
+            return NOTHING
         return Commands(self._running.brake(now_ns))
 
     def _after_stop(self, now_ns: int) -> Commands:

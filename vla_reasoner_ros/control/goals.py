@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vla_reasoner_ros.control.commands import TimedTrajectory
+from vla_reasoner_ros.control.commands import NANOSECONDS, TimedTrajectory
 
 REPLACED = ("INVALID_GOAL", "CANCELED")
 """What servers say of a goal that another one has replaced (joint_trajectory_controller of Jazzy
@@ -127,7 +127,8 @@ class Goals:
             )
         if self._playing is None or self._playing.number != self._newest:
             return None
-        late_ns = now_ns - self._playing.motion.end_ns
+        motion = self._playing.motion
+        late_ns = now_ns - motion.end_ns - round(motion.rest * NANOSECONDS)
         if late_ns <= self._result_timeout_ns:
             return None
         self._playing = None

@@ -177,6 +177,13 @@ class MotionPlanner:
         motion = ease_to(self._robot.joint_names, start.position, target, limits, least)
         return self._checked(motion, start)
 
+    def from_anywhere(self, position: FloatArray, target: FloatArray) -> JointTrajectory:
+        """The quickest quintic from rest at ``position`` to rest at ``target``, each (J,) rad.
+
+        It says how long a controller needs that may rest anywhere between the two.
+        """
+        return ease_to(self._robot.joint_names, position, target, self._robot.limits)
+
     def _slow(self, start: MotionState) -> _Allowed:
         factor = min(self._parameters.first_motion_factor, self._parameters.speed_factor)
         return self._allowed(factor, start)

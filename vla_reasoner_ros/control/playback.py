@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from vla_reasoner_ros.control.commands import NANOSECONDS, TimedTrajectory
 from vla_reasoner_ros.control.trajectory import MotionState, resting
@@ -49,12 +50,16 @@ class Playback:
     def shift(self, offset: FloatArray) -> None:
         """Count all that was commanded from elsewhere: (J,) rad on top."""
         self._motions = deque(
-            (since_ns, TimedTrajectory(motion.start_ns, motion.trajectory.shifted(offset)))
+            (since_ns, replace(motion, trajectory=motion.trajectory.shifted(offset)))
             for since_ns, motion in self._motions
         )
 
     def follow(self, motion: TimedTrajectory, now_ns: int, keep: float) -> TimedTrajectory:
         """Let a motion take over when it starts; until then the running one goes on.
+
+        The arm's controller is as well known to be where it should be as in the running motion. At
+        rest that is found out from the new motion's start on, until when it may come from anywhere
+        near.
 
         Args:
             motion: starts now or later, in the state that is commanded then.
@@ -69,9 +74,11 @@ class Playback:
             running = self.motion
             if running is None or now_ns >= running.end_ns:
                 head = resting(self._joint_names, motion.trajectory.positions[0], lead)
+                known_ns = motion.start_ns
             else:
-                head = running.from_time(now_ns)
-            motion = TimedTrajectory(now_ns, head.then(lead, motion.trajectory))
+                head, known_ns = running.from_time(now_ns), running.known_ns
+            whole = head.then(lead, motion.trajectory)
+            motion = TimedTrajectory(now_ns, whole, max(known_ns, motion.known_ns), motion.rest)
         self._motions.append((now_ns, motion))
         oldest = now_ns - round(keep * NANOSECONDS)
         while len(self._motions) > 1 and self._motions[1][0] < oldest:

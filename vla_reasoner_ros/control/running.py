@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from vla_reasoner_ros.control.commands import NANOSECONDS, TimedTrajectory
 from vla_reasoner_ros.control.echo import SentCommands
-from vla_reasoner_ros.control.lead import LeadTime
+from vla_reasoner_ros.control.lead import SHARE, LeadTime
 from vla_reasoner_ros.control.motion import MotionPlanner
+from vla_reasoner_ros.control.outputs import Tracking
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected, RejectionReason
 from vla_reasoner_ros.control.reference import Reference
 from vla_reasoner_ros.control.robots import Robot
+from vla_reasoner_ros.control.stopping import SOFTLY, STOP_REST
 from vla_reasoner_ros.control.trajectory import (
     MIN_DURATION,
     JointTrajectory,
@@ -39,8 +42,6 @@ class RunningMotion:
         parameters: may be replaced at any time.
         stopping: the running motion is a stop.
         returning: the running motion brings the command back to where the arm is.
-        settled_ns: when the first motion starts. Until then the arm's controller comes from where
-            it was told to be to where the arm is, and no other motion may take over.
         left_at: (J,) rad, where the arm's controller was told to rest before the commanded position
             became the measured one; None when that is not known.
     """
@@ -57,7 +58,7 @@ class RunningMotion:
         self._reference = reference
         self._planner = planner
         self._clock = clock
-        self._lead, self._stop_lead = LeadTime(), LeadTime()
+        self._lead = LeadTime()
         self._sent = SentCommands()
         self.parameters = parameters
         self.forget()
@@ -65,8 +66,8 @@ class RunningMotion:
     def forget(self) -> None:
         """There is no motion any more."""
         self.stopping = self.returning = False
-        self.settled_ns = 0
         self.left_at: FloatArray | None = None
+        self._approach: TimedTrajectory | None = None  # its way until the motion is known
 
     def leave(self) -> None:
         """There is no motion any more, but the arm's controller still rests where it ended."""
@@ -77,17 +78,49 @@ class RunningMotion:
 
     def run(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
         """Make a motion the running one; what is to be sent for it."""
-        settled_ns = motion.start_ns if self._reference.motion is None else self.settled_ns
         self.forget()
-        self.settled_ns = settled_ns
         keep = self.parameters.chunk.max_observation_age + 1
         sent = self._reference.playback.follow(motion, now_ns, keep)
         self._sent.add(sent.start_ns, sent.trajectory.positions[-1])
         return sent
 
+    def take_over(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
+        """The same for a chunk's motion, which starts at :meth:`switch_ns`.
+
+        While the arm's controller still comes to the running motion it is to be sent later, when
+        that is known: replaced on its way, the controller would begin the rest of it with a step.
+        """
+        approach = self._approach
+        if self.left_at is not None:
+            wait = (motion.start_ns - now_ns) / NANOSECONDS
+            way = self._way_back(MotionState.at_rest(self.left_at), wait)
+            approach = TimedTrajectory(now_ns, way)
+        sent = self.run(motion, now_ns)
+        self._approach = approach
+        return sent
+
+    def run_foreign(self, motion: TimedTrajectory, now_ns: int) -> None:
+        """Know what someone else makes the arm do; until ``known_ns`` only roughly."""
+        self.run(motion, now_ns)
+        self._approach = motion
+
+    def resend(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
+        """What is left of a motion, to be sent."""
+        self._sent.add(now_ns, motion.trajectory.positions[-1])
+        return replace(motion, start_ns=now_ns, trajectory=motion.from_time(now_ns))
+
     def is_own(self, stamp_ns: int, last: FloatArray) -> bool:
         """Whether a command that was heard, by its stamp and last position (J,), was sent here."""
         return self._sent.has(stamp_ns, last)
+
+    @property
+    def known_ns(self) -> int:
+        """From when on the arm's controller does exactly what it was told; no motion before.
+
+        Until then it comes from where it was to where the motion is, and no other may take over.
+        """
+        motion = self._reference.motion
+        return 0 if motion is None else motion.known_ns
 
     def lead_ns(self) -> int:
         """How far ahead of now a chunk's motion takes over at the earliest.
@@ -98,22 +131,28 @@ class RunningMotion:
         motion = self.parameters.motion
         first = self._reference.motion is None
         least = max(motion.lead_time, motion.settle_time) if first else motion.lead_time
-        return self._grown_ns(self._lead, least)
+        most = motion.max_lead_time
+        return self._lead.lead_ns(round(least * NANOSECONDS), round(most * NANOSECONDS))
 
     def switch_ns(self, now_ns: int) -> int:
         """When a chunk's motion takes over.
 
         Where the arm's controller was left somewhere, it gets as long for its way to where the arm
-        is as a slow motion takes.
+        is as a slow motion takes. Where the arm rests, it gets the time to come from where the arm
+        is measured, in case it has been started anew there since.
 
         Raises:
             ChunkRejected: that way would break a limit.
         """
         lead_ns = self.lead_ns()
+        motion, arm = self._reference.motion, self._reference.joints.newest.positions
+        by_joints = self._reference.tracking is Tracking.JOINTS
+        if by_joints and motion is not None and now_ns >= motion.end_ns:
+            way = self._planner.from_anywhere(arm, motion.trajectory.end.position)
+            lead_ns = max(lead_ns, round(way.duration * NANOSECONDS))
         if self.left_at is not None:
-            start = MotionState.at_rest(self.left_at)
             try:
-                way = self._way_back(start)
+                way = self._way_back(MotionState.at_rest(self.left_at), self._shortest)
             except TrajectoryError as error:
                 text = (
                     f"the arm's way from where it was told to be to where it is: {error}; if "
@@ -121,7 +160,11 @@ class RunningMotion:
                 )
                 raise ChunkRejected(RejectionReason.LIMIT, text) from error
             lead_ns = max(lead_ns, round(way.duration * NANOSECONDS))
-        return max(now_ns + lead_ns, self.settled_ns)
+        if now_ns < self.known_ns:
+            period = self.parameters.watchdog.period
+            lead_ns = max(lead_ns, round((period + self._delivery) * NANOSECONDS))
+            return self.known_ns + lead_ns
+        return now_ns + lead_ns
 
     def spent_ns(self, since_ns: int) -> int:
         """How long planning has taken since a time, ns."""
@@ -135,28 +178,45 @@ class RunningMotion:
         """Whether there is a motion to brake, which is no stop already."""
         return self._reference.moving(now_ns) and not self.stopping
 
+    def comes_from_nowhere(self, now_ns: int) -> bool:
+        """Whether nothing is known of how the arm's controller comes to the motion's start."""
+        motion = self._reference.motion
+        return (
+            motion is not None and now_ns < motion.known_ns and self._about(motion, now_ns) is None
+        )
+
+    def _about(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory | None:
+        """What the arm's controller does about, where nothing is known better; None: not even that.
+
+        Without a joint state that does not help.
+        """
+        if now_ns >= motion.known_ns or not self._reference.joints:
+            return None
+        return motion if motion.known_ns >= motion.end_ns else self._approach
+
     def brake(self, now_ns: int) -> TimedTrajectory | None:
         """Replace the running motion by the fastest stop; None when it ends before that begins."""
         motion = self._reference.motion
         assert motion is not None  # can_brake said so
-        if self.returning:
-            return self._brake_return(motion, now_ns)
+        about = self._about(motion, now_ns)
+        if about is not None:
+            return self._brake_about(about, now_ns)
+        lead_ns = least_ns = round(self._delivery * NANOSECONDS)
+        most_ns = round(self.parameters.motion.max_lead_time * NANOSECONDS)
         for _ in range(LEAD_ATTEMPTS):  # the last one counts, however long it took
-            lead_ns = self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time)
-            switch_ns = max(now_ns + lead_ns, self.settled_ns)
+            switch_ns = max(now_ns + lead_ns, motion.known_ns)
             if switch_ns >= motion.end_ns:
                 return None
             stop = self._planner.stop(motion.at(switch_ns))
             spent_ns = self.spent_ns(now_ns)
-            if self._stop_lead.in_time(spent_ns, lead_ns):
+            if SHARE * spent_ns <= lead_ns:
                 break
             now_ns += spent_ns
-        sent = self.run(TimedTrajectory(switch_ns, stop), now_ns)
-        self.stopping = True
-        return sent
+            lead_ns = max(least_ns, min(SHARE * spent_ns, most_ns))
+        return self._run_stop(TimedTrajectory(switch_ns, stop, rest=STOP_REST), now_ns)
 
-    def _brake_return(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory | None:
-        """Stop on the way back, where the arm's controller may be anywhere between its ends.
+    def _brake_about(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory | None:
+        """Stop on a way of which the arm's controller may be anywhere between its ends.
 
         It is slow, and only the end of the stop is sent.
         """
@@ -164,9 +224,7 @@ class RunningMotion:
         stop = self._planner.ease_out_of_return(motion.at(now_ns), measured, self._delivery)
         if now_ns + round(stop.duration * NANOSECONDS) >= motion.end_ns:
             return None
-        sent = self.run(TimedTrajectory(now_ns, stop), now_ns)
-        self.stopping = True
-        return sent
+        return self._run_stop(self._to_end_of(stop, now_ns), now_ns)
 
     def ease_out(self, state: MotionState, settles: float, now_ns: int) -> TimedTrajectory:
         """Stop gently from a state that is known roughly.
@@ -176,12 +234,20 @@ class RunningMotion:
             settles: s, how long the arm's controller still needs to come to it.
             now_ns: the time.
         """
+        shortest = max(self._shortest, SOFTLY)
         if settles > 0.0:
-            pause = max(settles, self._shortest)
-            stop = resting(self._robot.joint_names, state.position, pause)
+            stop = resting(self._robot.joint_names, state.position, max(settles, shortest))
         else:
-            stop = self._planner.ease_out(state, self._shortest)
-        sent = self.run(TimedTrajectory(now_ns, stop), now_ns)
+            stop = self._planner.ease_out(state, shortest)
+        return self._run_stop(self._to_end_of(stop, now_ns), now_ns)
+
+    def _to_end_of(self, stop: JointTrajectory, now_ns: int) -> TimedTrajectory:
+        """A stop of which only the end is told."""
+        end_ns = now_ns + round(stop.duration * NANOSECONDS)
+        return TimedTrajectory(now_ns, stop, known_ns=end_ns, rest=STOP_REST)
+
+    def _run_stop(self, stop: TimedTrajectory, now_ns: int) -> TimedTrajectory:
+        sent = self.run(stop, now_ns)
         self.stopping = True
         return sent
 
@@ -191,19 +257,19 @@ class RunningMotion:
         Raises:
             TrajectoryError: the way would break a limit.
         """
-        motion = self._way_back(self._reference.commanded(now_ns))
-        sent = self.run(TimedTrajectory(now_ns, motion), now_ns)
+        way = self._way_back(self._reference.commanded(now_ns), self._shortest)
+        end_ns = now_ns + round(way.duration * NANOSECONDS)
+        sent = self.run(TimedTrajectory(now_ns, way, known_ns=end_ns), now_ns)
         self.returning = True
         return sent
 
-    def _way_back(self, start: MotionState) -> JointTrajectory:
-        arm = self._reference.joints.newest.positions
-        return self._planner.back(start, arm, self._shortest)
+    def _way_back(self, start: MotionState, least: float) -> JointTrajectory:
+        return self._planner.back(start, self._reference.joints.newest.positions, least)
 
     @property
     def _delivery(self) -> float:
         """The longest that a stop may take to the arm, s."""
-        return self._grown_ns(self._stop_lead, self.parameters.motion.stop_lead_time) / NANOSECONDS
+        return min(self.parameters.motion.stop_lead_time, self.parameters.motion.max_lead_time)
 
     @property
     def _shortest(self) -> float:
@@ -216,13 +282,7 @@ class RunningMotion:
         if motion is None:
             return None
         pause = self.parameters.motion.lead_time + REPEATED_REST
-        trajectory = resting(self._robot.joint_names, motion.trajectory.end.position, pause)
-        if self._reference.moving(now_ns):
-            rest = motion.from_time(now_ns)
-            trajectory = rest.then(rest.duration, trajectory)
-        self._sent.add(now_ns, trajectory.positions[-1])
-        return TimedTrajectory(now_ns, trajectory)
-
-    def _grown_ns(self, lead: LeadTime, least: float) -> int:
-        most = self.parameters.motion.max_lead_time
-        return lead.lead_ns(round(least * NANOSECONDS), round(most * NANOSECONDS))
+        if not self._reference.moving(now_ns):
+            rest = resting(self._robot.joint_names, motion.trajectory.end.position, pause)
+            motion = TimedTrajectory(now_ns, rest, now_ns + round(pause * NANOSECONDS))
+        return replace(self.resend(motion, now_ns), rest=pause)

@@ -21,12 +21,17 @@ from vla_reasoner_ros.types import FloatArray
 
 MERGE = 2e-6  # s; knots closer than this become one
 HEADROOM = 0.99  # of acceleration and jerk, for what merging and whole nanoseconds cost
+BRAKES = (HEADROOM, 0.97, 0.94)  # tried in turn: Ruckig finds no way from one state in thousands
 EASE = 0.5  # of acceleration and jerk, for a stop from a state that is not known exactly
+SOFTLY = 0.15  # s; in so long a stop an arm that is 0.01 rad beside where it should be gets there
+STOP_REST = 0.5  # s; a stop says for so long after its end to rest there, should it come late
 SETTLED = 1e-12  # rad/s and rad/s^2 below which a joint counts as at rest
 
 
 def brake(joint_names: tuple[str, ...], start: MotionState, limits: JointLimits) -> JointTrajectory:
     """From a commanded state to rest as fast as acceleration and jerk allow, each joint by itself.
+
+    Where Ruckig finds no such motion it is one quintic.
 
     Args:
         joint_names: the J joints.
@@ -35,7 +40,7 @@ def brake(joint_names: tuple[str, ...], start: MotionState, limits: JointLimits)
             acceleration limit, it only gets smaller.
 
     Raises:
-        TrajectoryError: no deceleration was found (the state is not finite).
+        TrajectoryError: the state is not finite.
     """
     joints = len(joint_names)
     request = _request(start, joints)
@@ -44,10 +49,15 @@ def brake(joint_names: tuple[str, ...], start: MotionState, limits: JointLimits)
     request.control_interface = ruckig.ControlInterface.Velocity
     request.synchronization = ruckig.Synchronization.No
     request.target_velocity = [0.0] * joints
-    acceleration = np.maximum(HEADROOM * limits.acceleration, np.abs(start.acceleration))
-    request.max_acceleration = acceleration.tolist()
-    request.max_jerk = (HEADROOM * limits.jerk).tolist()
-    return _solve(joint_names, request, start)
+    for share in BRAKES:
+        acceleration = np.maximum(share * limits.acceleration, np.abs(start.acceleration))
+        request.max_acceleration = acceleration.tolist()
+        request.max_jerk = (share * limits.jerk).tolist()
+        try:
+            return _solve(joint_names, request, start)
+        except TrajectoryError:
+            continue
+    return ease_out(joint_names, start, limits, share=HEADROOM)
 
 
 def move_to(
@@ -148,7 +158,7 @@ def _solve(
     motion = ruckig.Trajectory(joints)
     try:
         result = ruckig.Ruckig(joints).calculate(request, motion)
-    except ruckig.RuckigError as error:
+    except (ruckig.RuckigError, ValueError, SystemError) as error:  # of numbers too large as well
         raise TrajectoryError(f"no motion from {start.position.tolist()} rad: {error}") from error
     if result not in (ruckig.Result.Working, ruckig.Result.Finished):
         raise TrajectoryError(f"no motion from {start.position.tolist()} rad: {result.name}")

@@ -127,6 +127,42 @@ class JointTrajectory:
             np.concatenate([state.acceleration[None], self.accelerations[later]]),
         )
 
+    def knots_from(self, time: float) -> JointTrajectory:
+        """The knots at ``time`` s and later, the last one at least, their times as they are."""
+        first = min(int(np.searchsorted(self.times, time - 0.5e-9)), len(self.times) - 1)
+        return JointTrajectory(
+            self.joint_names,
+            self.times[first:],
+            self.positions[first:],
+            self.velocities[first:],
+            self.accelerations[first:],
+        )
+
+    def resting_on(self, duration: float) -> JointTrajectory:
+        """The same, and then rest at its end for ``duration`` s more."""
+        return JointTrajectory(
+            self.joint_names,
+            whole_nanoseconds(np.append(self.times, self.times[-1] + duration)),
+            *(
+                np.concatenate([values, values[-1:]])
+                for values in (self.positions, self.velocities, self.accelerations)
+            ),
+        )
+
+    def to_rest(self) -> JointTrajectory:
+        """The same without what it rests at its end for."""
+        moving = self.velocities.any(axis=1) | self.accelerations.any(axis=1)
+        moving |= (self.positions != self.positions[-1]).any(axis=1)
+        last = int(np.flatnonzero(moving)[-1]) + 1 if moving.any() else 0
+        last = min(last, len(self.times) - 1)
+        return JointTrajectory(
+            self.joint_names,
+            self.times[: last + 1],
+            self.positions[: last + 1],
+            self.velocities[: last + 1],
+            self.accelerations[: last + 1],
+        )
+
     def then(self, time: float, other: JointTrajectory) -> JointTrajectory:
         """This motion until ``time`` s, then ``other``, which must start in the state there."""
         earlier = self.times < time - 1e-9

@@ -80,20 +80,20 @@ class LiveArm:
             self._world.command_gripper(commands.gripper)
         if commands.trajectory is None:
             return
-        motion = commands.trajectory.trajectory
+        told = commands.trajectory.told
         points = [
             TrajectoryPoint(round(1e9 * t), position, velocity, acceleration)
             for t, position, velocity, acceleration in zip(
-                motion.times[1:].tolist(),
-                motion.positions[1:],
-                motion.velocities[1:],
-                motion.accelerations[1:],
+                told.times.tolist(),
+                told.positions,
+                told.velocities,
+                told.accelerations,
                 strict=True,
             )
         ]
         # A stamp of zero means "now", which is right only when the motion begins now.
         stamp_ns = commands.trajectory.start_ns or 1
-        message = TrajectoryMessage(motion.joint_names, points, stamp_ns)
+        message = TrajectoryMessage(told.joint_names, points, stamp_ns)
         self._world.controller.accept(message)  # which counts what it refuses
 
 

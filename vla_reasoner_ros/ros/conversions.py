@@ -244,9 +244,8 @@ def trajectory_to_message(trajectory: JointTrajectory, stamp_ns: int) -> JointTr
     """The message of a joint trajectory.
 
     Args:
-        trajectory: the motion. Its first knot, at time 0, is left out: the controller that takes
-            the message is in that state already, and ``time_from_start`` must be positive.
-        stamp_ns: when the motion starts, at the knot that is left out; 0 means on arrival.
+        trajectory: its knots, with their times from the stamp.
+        stamp_ns: what those times count from; 0 means from arrival.
     """
     return JointTrajectoryMessage(
         header=header(stamp_ns),
@@ -258,7 +257,7 @@ def trajectory_to_message(trajectory: JointTrajectory, stamp_ns: int) -> JointTr
                 accelerations=trajectory.accelerations[knot].tolist(),
                 time_from_start=_duration(trajectory.times[knot]),
             )
-            for knot in range(1, len(trajectory.times))
+            for knot in range(len(trajectory.times))
         ],
     )
 

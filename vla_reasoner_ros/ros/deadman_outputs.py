@@ -119,7 +119,7 @@ class TopicStop(StopAdapter):
 
     def send(self, stop: TimedTrajectory) -> None:
         """Publish it."""
-        self._publisher.publish(trajectory_to_message(stop.trajectory, stop.start_ns))
+        self._publisher.publish(trajectory_to_message(stop.told, stop.start_ns))
 
 
 class GoalStop(StopAdapter):
@@ -150,7 +150,7 @@ class GoalStop(StopAdapter):
             name = self.parameters.trajectory_action
             self.node.drop(name, "nobody serves this action: the arm cannot be stopped by it")
             return
-        message = trajectory_to_message(stop.trajectory, stop.start_ns)
+        message = trajectory_to_message(stop.told, stop.start_ns)
         self._asked = self._client.send_goal_async(self._type.Goal(trajectory=message))
         self._asked_wall = time.monotonic()
         self._asked.add_done_callback(self.node.guarded("stop", self._answered))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class CartesianStream(ArmAdapter):
     def send(self, motion: TimedTrajectory) -> None:
         """Sample this one from now on."""
         self._motion, self._sampled_ns = motion, motion.start_ns
-        self._motions.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
+        self._motions.publish(trajectory_to_message(motion.told, motion.start_ns))
         self._sample()
 
     def finish(self) -> None:
@@ -80,7 +81,7 @@ class CartesianStream(ArmAdapter):
             return
         rested = before_ns > motion.end_ns
         if now_ns < before_ns:  # the clock jumped back: it goes on from where it was
-            motion = TimedTrajectory(motion.start_ns + now_ns - before_ns, motion.trajectory)
+            motion = replace(motion, start_ns=motion.start_ns + now_ns - before_ns)
         over = now_ns > motion.end_ns + REST_NS
         self._motion, self._sampled_ns = None if over else motion, now_ns
         if over and rested:

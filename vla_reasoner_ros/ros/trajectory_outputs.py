@@ -44,7 +44,7 @@ class TrajectoryTopic(ArmAdapter):
 
     def send(self, motion: TimedTrajectory) -> None:
         """Publish it."""
-        self._publisher.publish(trajectory_to_message(motion.trajectory, motion.start_ns))
+        self._publisher.publish(trajectory_to_message(motion.told, motion.start_ns))
 
 
 def listen_to_trajectories(adapter: ArmAdapter) -> None:
@@ -98,7 +98,7 @@ class TrajectoryAction(ArmAdapter):
 
     def send(self, motion: TimedTrajectory) -> None:
         """Send it as a goal."""
-        message = trajectory_to_message(motion.trajectory, motion.start_ns)
+        message = trajectory_to_message(motion.told, motion.start_ns)
         if not self._client.server_is_ready():
             name = self.parameters.trajectory_action
             self._fail(self._goals.lost(f"nobody serves the action {name!r}"))

@@ -131,7 +131,8 @@ class JointTrajectoryController:
         """Take a trajectory in place of the running one, or refuse it and go on.
 
         A stamp of 0 starts at the next tick. Points that are already past are skipped; when the
-        first one is, there is no blend from the commanded state and the command may jump.
+        first one is, there is no blend from the commanded state and the command may jump. A blend
+        begins one tick early, as it does in Jazzy: a command that moves jumps by one tick's way.
 
         Returns:
             None when it was accepted, otherwise the reason, which is counted.
@@ -146,7 +147,7 @@ class JointTrajectoryController:
         order = [list(message.joint_names).index(name) for name in self.joint_names]
         knots = _Knots.from_points(message.points, start, order)
         if last_tick + TICK_NS < knots.times[0]:
-            knots = knots.preceded_by(self._state, last_tick)
+            knots = knots.preceded_by(self._state, last_tick - TICK_NS)
         self._follow(knots)
         return None
 
