@@ -5,6 +5,7 @@ All times are integer nanoseconds of one clock, given by the caller, so that sim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from vla_reasoner_ros.control.chunk_motion import ChunkMotionMaker
@@ -29,7 +30,7 @@ from vla_reasoner_ros.control.running import LEAD_ATTEMPTS, RunningMotion
 from vla_reasoner_ros.control.stops import Hold, ResetRefused, Stops
 from vla_reasoner_ros.control.trajectory import JointTrajectory, MotionState
 from vla_reasoner_ros.control.watchdog import Watchdog
-from vla_reasoner_ros.errors import ConfigurationError, TrajectoryError
+from vla_reasoner_ros.errors import ConfigurationError, ObservationError, TrajectoryError
 from vla_reasoner_ros.types import ActionChunk, ActionSpec, ChunkSource, FloatArray
 
 __all__ = [
@@ -56,7 +57,8 @@ class ChunkExecutor:
     earlier, by deceleration within the robot's limits, when
 
     - joint states are missing or older than ``watchdog.max_joint_state_age`` (ends by itself),
-    - the arm does not follow (ends after the command has gone back to where the arm is),
+    - the arm does not follow, or its controller plays slower than told (ends after the command has
+      gone back to where the arm is),
     - the clock stands still though real time passes (ends by itself),
     - someone else commands the arm, or its controller fails (needs :meth:`reset`),
     - joint positions jump as no arm can (needs :meth:`reset`),
@@ -175,6 +177,26 @@ class ChunkExecutor:
         jump = self._reference.joints.add(stamp_ns, positions, velocities, self._now_ns)
         if jump:
             self._stops.hold = Hold(f"{jump}; reset when this is explained", latched=True)
+
+    def speed_scaled(self, percent: float, now_ns: int) -> None:
+        """Hear how fast the arm's controller plays what it is told; the next tick stops the arm.
+
+        Below 100 the arm falls behind its command by an unknown way, so that what is sent next
+        would begin with a step.
+
+        Args:
+            percent: of the time that passes, 0 to 100, as ``speed_scaling_state_broadcaster`` of
+                Universal Robots has it; what was never heard is 100.
+            now_ns: the time.
+
+        Raises:
+            ObservationError: not a number from 0 on.
+        """
+        if not 0.0 <= percent < math.inf:
+            raise ObservationError(f"speed_scaling: expected a percentage from 0 on, got {percent}")
+        self._watchdog.speed = percent
+        if self._watchdog.scaled_down:
+            self._running.doubt(now_ns)
 
     # -- what the planner says --------------------------------------------------------------
 
@@ -361,6 +383,10 @@ class ChunkExecutor:
             return NOTHING
         return self._decelerate(now_ns)
 
+    def gripper_failed(self) -> None:
+        """The gripper did not do what was commanded last: the next chunk may command it again."""
+        self._gripper.repeat()
+
     def repeat(self, now_ns: int) -> Commands:
         """What is left of the running motion, or rest where it ended, once more.
 
@@ -536,6 +562,7 @@ class ChunkExecutor:
         """After the arm failed to follow: bring the command back to where the arm is."""
         hold = self._stops.hold
         busy = self._stops.requested or self._stops.latched or self._reference.moving(now_ns)
+        busy = busy or self._watchdog.scaled_down
         if hold is None or not hold.resync or busy or self._reference.problem(now_ns):
             return NOTHING
         if self._reference.tracking is Tracking.TWIST:

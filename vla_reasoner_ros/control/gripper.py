@@ -19,6 +19,10 @@ class GripperSchedule:
         self.clear()
         self._sent = None
 
+    def repeat(self) -> None:
+        """What was sent last did not come about: it is given out again when it is asked for."""
+        self._sent = None
+
     def clear(self) -> None:
         """Drop the commands that are not due yet; the gripper stays as it is."""
         self._commands.clear()

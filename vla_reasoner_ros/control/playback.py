@@ -54,6 +54,11 @@ class Playback:
             for since_ns, motion in self._motions
         )
 
+    def doubt(self) -> None:
+        """Count the newest motion as known at its end only."""
+        since_ns, motion = self._motions.pop()
+        self._motions.append((since_ns, replace(motion, known_ns=motion.end_ns)))
+
     def follow(self, motion: TimedTrajectory, now_ns: int, keep: float) -> TimedTrajectory:
         """Let a motion take over when it starts; until then the running one goes on.
 

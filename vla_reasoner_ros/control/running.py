@@ -178,6 +178,11 @@ class RunningMotion:
         """Whether there is a motion to brake, which is no stop already."""
         return self._reference.moving(now_ns) and not self.stopping
 
+    def doubt(self, now_ns: int) -> None:
+        """The arm's controller is not known to do what it was told, before the motion ends."""
+        if self._reference.moving(now_ns):
+            self._reference.playback.doubt()
+
     def comes_from_nowhere(self, now_ns: int) -> bool:
         """Whether nothing is known of how the arm's controller comes to the motion's start."""
         motion = self._reference.motion

@@ -13,6 +13,7 @@ import numpy as np
 
 from vla_reasoner_ros.types import FloatArray
 
+LARGEST_NUMBER = 1e6  # rad, rad/s and rad/s^2; no joint's comes near
 MIN_DURATION = 0.01  # s, of a motion that does not move
 
 

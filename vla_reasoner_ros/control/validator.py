@@ -12,7 +12,7 @@ import numpy as np
 
 from vla_reasoner_ros.control.kinematics import Kinematics
 from vla_reasoner_ros.control.robots import JointLimits, Workspace
-from vla_reasoner_ros.control.trajectory import JointTrajectory
+from vla_reasoner_ros.control.trajectory import LARGEST_NUMBER, JointTrajectory
 from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.types import FloatArray
 
@@ -21,7 +21,6 @@ CARTESIAN_STRIDE = 10  # every 10 ms: 0.1 mm between samples at the arm's larges
 RELATIVE_TOLERANCE = 1e-5  # of rates: rounding of differences over 1 ms, and of knot times to 1 ns
 _BEFORE = 3  # samples before the start that its differences need
 _AFTER = 3  # samples after the end, likewise
-LARGEST_NUMBER = 1e6  # rad, rad/s and rad/s^2
 MAX_DURATION = 600.0  # s, bounds the memory that one check may take
 
 

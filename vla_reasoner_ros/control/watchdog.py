@@ -6,6 +6,8 @@ from vla_reasoner_ros.control.parameters import WatchdogParameters
 from vla_reasoner_ros.control.reference import Reference
 from vla_reasoner_ros.control.stops import Hold, Stops
 
+FULL_SPEED, SPEED_TOLERANCE = 100.0, 0.1  # percent
+
 
 class Watchdog:
     """Watches joint states, the arm's following and the clock.
@@ -17,6 +19,7 @@ class Watchdog:
 
     Attributes:
         parameters: may be replaced at any time.
+        speed: how fast the arm's controller plays what it is told, percent.
     """
 
     def __init__(self, reference: Reference, stops: Stops, parameters: WatchdogParameters) -> None:
@@ -24,6 +27,12 @@ class Watchdog:
         self._stops = stops
         self._stands_since: tuple[int | None, float] = (None, 0.0)
         self.parameters = parameters
+        self.speed = FULL_SPEED
+
+    @property
+    def scaled_down(self) -> bool:
+        """Whether the arm's controller plays slower than it is told."""
+        return self.speed < FULL_SPEED - SPEED_TOLERANCE
 
     def look(self, now_ns: int) -> bool:
         """Begin a hold where something is wrong, or end one; whether one ended."""
@@ -34,6 +43,11 @@ class Watchdog:
             self._stops.hold = Hold(problem) if self._reference.joints else None
             return False
         trouble = self._reference.trouble()
+        if self.scaled_down:
+            trouble = (
+                f"the arm's controller plays at {self.speed:.4g} % of the speed that it is told, "
+                "expected 100 %; for slower motions lower motion.speed_factor"
+            )
         if trouble:
             self._stops.hold = Hold(trouble, resync=True)
         return False
@@ -43,7 +57,7 @@ class Watchdog:
         hold = self._stops.hold
         if hold is None or hold.latched or hold.resync or self._reference.moving(now_ns):
             return False
-        if self._reference.problem(now_ns):
+        if self._reference.problem(now_ns) or self.scaled_down:
             return False
         self._stops.hold = None
         return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, Float64
 from std_srvs.srv import SetBool, Trigger
 
 from vla_reasoner_ros.control.executor import ChunkExecutor, ResetRefused
@@ -27,8 +27,11 @@ from vla_reasoner_ros.ros.conversions import (
     status_to_message,
 )
 from vla_reasoner_ros.ros.diagnostics import Report
-from vla_reasoner_ros.ros.lifecycle import BaseParameters, LifecycleNode, run
+from vla_reasoner_ros.ros.lifecycle import ACTIVE, BaseParameters, LifecycleNode, run
 from vla_reasoner_ros.types import ActionChunk as Chunk
+
+WHILE_INACTIVE = ("estop", "speed_scaling")
+"""What counts however long ago it was said."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,13 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
         for kind, topic, callback, profile in (
             (ActionChunk, "action_chunk", self._chunk_came, qos.COMMAND),
             (JointState, "joint_states", self._joints_came, qos.sensor("best_effort", 10)),
+            (Float64, "speed_scaling", self._speed_scaled, qos.sensor("best_effort", 10)),
             *((Bool, "estop", self._emergency_stop, profile) for profile in qos.STOPS),
         ):
             self.create_subscription(
                 kind,
                 topic,
-                self.guarded(topic, callback, while_inactive=topic == "estop"),
+                self.guarded(topic, callback, while_inactive=topic in WHILE_INACTIVE),
                 profile,
                 callback_group=self.work,
             )
@@ -118,7 +122,8 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
 
     def clock_jumped_back(self, seconds: float) -> None:
         """A moving arm decelerates at once, before anything of the new time comes."""
-        self._tick()
+        if self.state == ACTIVE:
+            self._tick()
 
     def parameters_changed(self, parameters: ArmControllerParameters) -> None:
         """Motions from the next one on follow the new parameters."""
@@ -150,6 +155,9 @@ class ArmControllerNode(LifecycleNode[ArmControllerParameters]):
 
     def _emergency_stop(self, message: Bool) -> None:
         self._outputs.send(self._executor.emergency_stop(message.data, self.now_ns()))
+
+    def _speed_scaled(self, message: Float64) -> None:
+        self._executor.speed_scaled(message.data, self.now_ns())
 
     def _tick(self) -> None:
         self._outputs.look()

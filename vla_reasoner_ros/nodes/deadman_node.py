@@ -74,10 +74,10 @@ class DeadmanNode(LifecycleNode[DeadmanNodeParameters]):
             (JointState, "joint_states", self._joints_came, qos.sensor("best_effort", 10)),
         ]
         if self._stop.by_topic:
-            streams.append((JointTrajectory, "joint_trajectory", self._commanded, qos.COMMAND))
+            streams.append((JointTrajectory, "joint_trajectory", self._commanded, qos.HEARD))
         if given.output != "joint_trajectory":
             motion = f"{given.controller}/motion"
-            streams.append((JointTrajectory, motion, self._announced, qos.COMMAND))
+            streams.append((JointTrajectory, motion, self._announced, qos.HEARD))
         for kind, topic, callback, profile in streams:
             self.create_subscription(
                 kind, topic, self.guarded(topic, callback), profile, callback_group=self.work

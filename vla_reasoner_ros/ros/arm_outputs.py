@@ -69,7 +69,7 @@ class ArmOutputs:
             name = parameters.gripper_output
             grip = robot.outputs.for_gripper(name, robot.name)
             kind = OpeningTopic if name == "opening" else GripperAction
-            self._gripper = kind(node, name, grip, command)
+            self._gripper = kind(node, name, grip, command, executor.gripper_failed)
         adapter = ADAPTERS[parameters.output]
         self._arm = adapter(node, executor, declared, command, self.send)
 

@@ -22,7 +22,7 @@ from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
 from trajectory_msgs.msg import JointTrajectoryPoint
 
 from vla_reasoner_ros.control.executor import ControllerState, ExecutorStatus
-from vla_reasoner_ros.control.trajectory import JointTrajectory
+from vla_reasoner_ros.control.trajectory import LARGEST_NUMBER, JointTrajectory
 from vla_reasoner_ros.data.images import DECODERS, ENCODINGS, encode_jpeg
 from vla_reasoner_ros.data.joints import JointLayout
 from vla_reasoner_ros.data.message_types import deserialize, prepare
@@ -266,7 +266,8 @@ def trajectory_from_message(message: JointTrajectoryMessage) -> JointTrajectory:
     """The knots of a message, as they are: the first one at its own ``time_from_start``.
 
     Raises:
-        TrajectoryError: no point, or a point lacks a number of some joint.
+        TrajectoryError: no point, or a point lacks a number of some joint, or has one that is not
+            finite or that no joint can have.
     """
     joints = len(message.joint_names)
     if not message.points or not joints:
@@ -277,10 +278,10 @@ def trajectory_from_message(message: JointTrajectoryMessage) -> JointTrajectory:
     for index, point in enumerate(message.points):
         for name, rows in columns.items():
             row = getattr(point, name)
-            if len(row) != joints or not np.isfinite(row).all():
+            if len(row) != joints or not (np.abs(row) < LARGEST_NUMBER).all():
                 raise TrajectoryError(
                     f"joint trajectory: point {index} has {name} {list(row)}, expected "
-                    f"{joints} finite numbers"
+                    f"{joints} numbers below {LARGEST_NUMBER:g}"
                 )
             rows.append(row)
     return JointTrajectory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from action_msgs.msg import GoalStatus
@@ -31,6 +32,7 @@ class GripperAdapter:
         name: of the output.
         declared: the output as the robot file declares it.
         parameters: details.
+        failed: to be called when the driver did not do what was sent last.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class GripperAdapter:
         name: str,
         declared: GripperOutput,
         parameters: CommandParameters,
+        failed: Callable[[], None],
     ) -> None:
         self.node = node
         self.name = name
         self.declared = declared
         self.parameters = parameters
+        self.failed = failed
 
     def send(self, opening: float) -> None:
         """Command an opening fraction, 0 closed to 1 open."""
@@ -75,7 +79,7 @@ class GripperAction(GripperAdapter):
 
     A gripper that stalls has something between its fingers, which is what it is for. One that
     rejects or aborts a goal, does not answer or goes away is counted and said, and does not stop
-    the arm.
+    the arm; the next chunk commands it again.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -92,7 +96,7 @@ class GripperAction(GripperAdapter):
     def send(self, opening: float) -> None:
         """Send it as a goal."""
         if not self._client.server_is_ready():
-            self.node.drop(self._action, "nobody serves this action")
+            self._failed("nobody serves this action")
             return
         self._newest += 1
         number = self._newest
@@ -106,14 +110,18 @@ class GripperAction(GripperAdapter):
         since = self._unanswered_since
         if since is not None and time.monotonic() - since > self.parameters.answer_timeout:
             self._unanswered_since = None
-            self.node.drop(self._action, "no answer to a goal")
+            self._failed("no answer to a goal")
         if self._under_way and not self._client.server_is_ready():
             self._under_way = False
-            self.node.drop(self._action, "its server is gone, with a goal under way")
+            self._failed("its server is gone, with a goal under way")
 
     def close(self) -> None:
         """Destroy the client."""
         self._client.destroy()
+
+    def _failed(self, problem: str) -> None:
+        self.failed()
+        self.node.drop(self._action, problem)
 
     def _goal(self, position: float) -> Any:
         goal, effort = self._type.Goal(), self.declared.max_effort
@@ -133,6 +141,8 @@ class GripperAction(GripperAdapter):
         if number == self._newest:
             self._unanswered_since, self._under_way = None, handle.accepted
         if not handle.accepted:
+            if number == self._newest:
+                self.failed()
             self.node.drop(self._action, "a goal was rejected")
             return
         ended = self.node.guarded(self._action, self._ended)
@@ -143,4 +153,4 @@ class GripperAction(GripperAdapter):
             return  # it was replaced, and may well have been aborted for that
         self._under_way = False
         if future.result().status == GoalStatus.STATUS_ABORTED:
-            self.node.drop(self._action, "a goal was aborted")
+            self._failed("a goal was aborted")

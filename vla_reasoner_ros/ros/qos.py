@@ -24,6 +24,10 @@ def _profile(
 COMMAND = _profile(1, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 """Action chunks, trajectories and gripper commands: the newest counts, none is lost."""
 
+HEARD = _profile(100, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
+"""What is sent to the arm, where it is only listened to: a command of someone else counts even when
+another one has come since."""
+
 STOPS = tuple(
     _profile(100, ReliabilityPolicy.RELIABLE, durability)
     for durability in (DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE)

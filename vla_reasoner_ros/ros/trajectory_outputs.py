@@ -68,7 +68,7 @@ def listen_to_trajectories(adapter: ArmAdapter) -> None:
         JointTrajectory,
         "joint_trajectory",
         adapter.node.guarded("joint_trajectory", heard),
-        qos.COMMAND,
+        qos.HEARD,
         callback_group=adapter.node.work,
     )
 
