@@ -18,6 +18,7 @@ UR = arm_bringup.Maker(
     describe=lambda robot: arm_bringup.Description(
         "ur_description", "urdf/ur.urdf.xacro", {"name": "ur", "ur_type": robot}
     ),
+    speed_scaling="speed_scaling_state_broadcaster/speed_scaling",
 )
 
 
@@ -30,7 +31,7 @@ def launch_nodes(context: LaunchContext) -> list:
         raise RuntimeError(
             f"start_driver: the driver of UR takes no namespace, so nothing in {namespace!r} would "
             f"reach it; start the driver yourself and name its topics from the root, controller:="
-            f"/{UR.controller} joint_states:=/joint_states"
+            f"/{UR.controller} joint_states:=/joint_states speed_scaling:=/{UR.speed_scaling}"
         )
     driver = arm_bringup.driver(
         context,

@@ -17,7 +17,7 @@ from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected, RejectionReason
 from vla_reasoner_ros.control.spline import limited_spline_to_rest
 from vla_reasoner_ros.control.trajectory import resting
-from vla_reasoner_ros.errors import ConfigurationError, ObservationError
+from vla_reasoner_ros.errors import ConfigurationError, ObservationError, TrajectoryError
 from vla_reasoner_ros.parameters import build, replace
 from vla_reasoner_ros.types import (
     ActionChunk,
@@ -463,6 +463,42 @@ def test_a_command_of_someone_else_is_decelerated_from_as_the_arm_plays_it():
     rig.executor.reset(rig.now)
     rig.run(0.02)
     rig.submit(rig.chunk(FORWARD))
+
+
+@pytest.mark.parametrize("moving", [True, False], ids=["moving", "at rest"])
+def test_a_command_that_says_nothing_of_its_motion_is_answered_by_a_gentle_stop(moving):
+    rig = Rig()
+    rig.move()
+    rig.run(0.0 if moving else 2.0)
+    before = rig.executor.commanded(rig.now)
+    stop = rig.executor.intruded(rig.now).trajectory
+    assert stop.trajectory.duration >= 0.15
+    assert len(stop.told.times) == 2  # its end, and some rest: the arm is not where it was told
+    np.testing.assert_array_equal(stop.trajectory.positions[0], before.position)
+    assert rig.reason.startswith("someone else commands the arm")
+
+
+def test_before_the_first_motion_a_stop_of_someone_else_s_begins_anywhere_near():
+    """The arm rests somewhat off from where its controller was told to be."""
+    rig = Rig()
+    place = rig.robot.home + 0.003
+    way = np.linspace(0.06, 0.6, 10)[:, None] * np.eye(7)[0]
+    foreign = JointTrajectory(
+        rig.robot.joint_names,
+        np.linspace(0.3, 3.0, 10),
+        rig.robot.home + way,
+        np.where(np.arange(10)[:, None] < 9, 0.2 * np.eye(7)[0], 0.0),
+        np.zeros((10, 7)),
+    )
+    rig.judge.early = False  # what it adds to a blend, nobody knows the state well for
+    rig.executor.measured(rig.now, place, np.zeros(7))
+    rig.judge.receive(TimedTrajectory(rig.now, foreign, known_ns=rig.now), rig.now)
+    rig.now += 2 * MS
+    rig.publish(rig.executor.heard(foreign, rig.now - 2 * MS, rig.now))
+    assert len(rig.sent) == 1
+    rig.judge.advance(rig.now + S)
+    assert rig.judge.problems == []
+    assert not np.diff(rig.judge._tail, axis=0).any()
 
 
 def test_in_a_dry_run_others_may_command_the_arm():
@@ -971,6 +1007,96 @@ def test_while_the_arms_controller_settles_nothing_hurries_it(disturb):
         assert commands.trajectory.end_ns >= start - 100 * S
         np.testing.assert_array_equal(commands.trajectory.trajectory.end.position, place)
     assert rig.judge.problems == []
+
+
+def test_an_emergency_stop_while_the_arms_controller_comes_from_far_away_stops_it_on_its_way():
+    rig = Rig(motion__settle_time=0.2)
+    rig.judge.early = False  # what it adds to a stop on a way that is known roughly
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(2.0)
+    place = rig.executor.commanded(rig.now).position - 0.6 * np.eye(7)[0]
+
+    def live(steps):
+        for _ in range(steps):
+            rig.now += 10 * MS
+            rig.executor.measured(rig.now, place, np.zeros(7))
+            rig.publish(rig.executor.tick(rig.now))
+        rig.judge.advance(rig.now)
+
+    rig.executor.reset_reference(rig.now)
+    live(2)
+    accepted = rig.submit(rig.chunk(0.1 * FORWARD))
+    assert accepted.motion.start_ns > rig.now + 2 * S
+    live(50)
+    here = rig.judge.desired(rig.now)[0]
+    rig.publish(rig.executor.emergency_stop(True, rig.now))
+    live(120)
+    assert rig.judge.problems == []
+    assert not np.diff(rig.judge._tail, axis=0).any()
+    assert np.abs(rig.judge.desired(rig.now)[0] - here).max() < 0.15
+
+
+def test_after_a_reset_the_arm_is_taken_where_it_is_however_it_was_stopped():
+    """A protective stop left it behind the command by less than the watchdog minds."""
+    rig = Rig(motion__settle_time=0.2)
+    rig.submit(rig.chunk(FORWARD))
+    rig.run(2.0)
+    place = rig.executor.commanded(rig.now).position - 0.1
+    rig.judge.hold(place)
+    for _ in range(10):
+        rig.now += 10 * MS
+        rig.executor.measured(rig.now, place, np.zeros(7))
+        rig.publish(rig.executor.tick(rig.now))
+    assert rig.reason == "no new chunk"
+    rig.executor.reset(rig.now)
+    rig.run(0.02)
+    accepted = rig.submit(rig.chunk(0.0 * FORWARD))
+    np.testing.assert_array_equal(accepted.motion.trajectory.positions[0], place)
+    rig.run(1.0)
+    np.testing.assert_allclose(rig.judge.desired(rig.now)[0], place)
+
+
+def test_a_controller_that_plays_slower_than_told_is_held_until_it_does_not():
+    rig = Rig()
+    rig.move()
+    rig.executor.speed_scaled(80.0, rig.now)
+    rig.run(0.01)
+    stop = rig.sent[-1]
+    assert stop.known_ns == stop.end_ns  # only the end is told: the arm is behind
+    assert "plays at 80 % of the speed" in rig.reason
+    rig.judge.early = False
+    rig.run(2.0)
+    assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.HOLDING
+    assert rig.sent[-1] is stop
+    rig.executor.speed_scaled(100.0, rig.now)
+    rig.run(1.0)
+    rig.submit(rig.chunk(FORWARD))
+    with pytest.raises(ObservationError, match="expected a percentage from 0 on, got nan"):
+        rig.executor.speed_scaled(float("nan"), rig.now)
+
+
+def test_where_no_quickest_stop_is_found_there_is_one_all_the_same(monkeypatch):
+    """Ruckig finds none from some states; a stop must never fail."""
+    monkeypatch.setattr(
+        "vla_reasoner_ros.control.stopping._solve",
+        lambda *_: (_ for _ in ()).throw(TrajectoryError("no motion")),
+    )
+    rig = Rig()
+    rig.move()
+    rig.publish(rig.executor.hold(rig.now))
+    rig.run(0.6)
+    assert rig.executor.commanded(rig.now).resting
+
+
+def test_a_gripper_command_that_failed_is_given_again():
+    rig = Rig()
+    rig.submit(rig.chunk(0.2 * FORWARD, gripper=0.0))
+    rig.run(0.1)
+    assert [grip for _, grip in rig.grips] == [0.0]
+    rig.executor.gripper_failed()
+    rig.submit(rig.chunk(0.2 * FORWARD, gripper=0.0))
+    rig.run(0.1)
+    assert [grip for _, grip in rig.grips] == [0.0, 0.0]
 
 
 def test_a_new_episode_starts_from_the_measured_arm():

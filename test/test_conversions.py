@@ -424,7 +424,7 @@ def test_an_unusable_chunk_is_named(change, complaint):
 # Trajectories and reports.
 
 
-def test_a_trajectory_is_sent_without_the_knot_that_the_controller_is_in():
+def test_a_trajectory_is_sent_knot_for_knot():
     knots = JointTrajectory(
         ("a", "b"),
         np.array([0.0, 0.1, 1.25]),
@@ -435,12 +435,13 @@ def test_a_trajectory_is_sent_without_the_knot_that_the_controller_is_in():
     sent = conversions.trajectory_to_message(knots, STAMP)
     assert to_nanoseconds(sent.header.stamp) == STAMP
     received = conversions.trajectory_from_message(sent)
-    np.testing.assert_array_equal(received.times, knots.times[1:])
-    np.testing.assert_array_equal(received.positions, knots.positions[1:])
-    np.testing.assert_array_equal(received.accelerations, knots.accelerations[1:])
-    sent.points[1].velocities[0] = math.nan
-    with pytest.raises(TrajectoryError, match="point 1 has velocities"):
-        conversions.trajectory_from_message(sent)
+    np.testing.assert_array_equal(received.times, knots.times)
+    np.testing.assert_array_equal(received.positions, knots.positions)
+    np.testing.assert_array_equal(received.accelerations, knots.accelerations)
+    for bad in (math.nan, -2e6):  # the second would take a stop of days
+        sent.points[1].velocities[0] = bad
+        with pytest.raises(TrajectoryError, match="point 1 has velocities"):
+            conversions.trajectory_from_message(sent)
     sent.points = []
     with pytest.raises(TrajectoryError, match="0 points for 2 joints"):
         conversions.trajectory_from_message(sent)

@@ -119,7 +119,7 @@ def test_a_stop_of_the_deadman_ends_in_zero_whatever_the_clock_does(node, jump):
     arm = twist_stream(node).executor.robot
     stop = TwistStop(node, arm, build(StopParameters, {"driver_timeout": 0.5}))
     motion = one_second()
-    stop.watch(trajectory_to_message(motion.trajectory, motion.start_ns))
+    stop.watch(trajectory_to_message(motion.told, motion.start_ns))
     node.now += 500 * MS
     last = TwistStamped()
     last.header.stamp = to_stamp(node.now)
@@ -141,7 +141,7 @@ def test_a_motion_of_one_point_is_known_to_the_deadman_too(node):
     arm = twist_stream(node).executor.robot
     stop = TwistStop(node, arm, build(StopParameters, {}))
     motion = ease_to(arm.joint_names, arm.home, arm.home + 0.1, arm.limits)
-    stop.watch(trajectory_to_message(motion, node.now))
+    stop.watch(trajectory_to_message(motion.knots_from(motion.duration), node.now))
     stop._hear(TwistStamped())
     assert stop.silent == 0.0
 

@@ -104,7 +104,8 @@ def test_nothing_is_ever_respawned():
         (
             "ur",
             {"policy": "x", "start_driver": "true", "robot_ip": "10.0.0.2", "namespace": "left"},
-            "controller:=/scaled_joint_trajectory_controller joint_states:=/joint_states",
+            "controller:=/scaled_joint_trajectory_controller joint_states:=/joint_states "
+            "speed_scaling:=/speed_scaling_state_broadcaster/speed_scaling",
         ),
         ("ur", {"policy": "x", "start_driver": "true"}, "robot_ip: an argument is expected"),
         (

@@ -65,12 +65,15 @@ class Maker:
         controller: name of the joint trajectory controller that takes the commands.
         contract: file in ``config/`` used when the argument ``contract`` is empty.
         describe: the maker's description of a stock robot.
+        speed_scaling: topic with the percentage at which the controller plays trajectories; empty
+            where it always plays them as they are.
     """
 
     robots: Sequence[str]
     controller: str
     contract: str
     describe: Callable[[str], Description]
+    speed_scaling: str = ""
 
 
 def arm_arguments(maker: Maker) -> list[DeclareLaunchArgument]:
@@ -120,6 +123,18 @@ def arm_arguments(maker: Maker) -> list[DeclareLaunchArgument]:
             "Joint trajectory controller of ros2_control that takes the commands.",
         ),
         argument("joint_states", "joint_states", "Topic of the measured joint states."),
+        *(
+            [
+                argument(
+                    "speed_scaling",
+                    maker.speed_scaling,
+                    "Topic with the percentage of their speed at which the controller plays "
+                    "trajectories; below 100 the arm is held.",
+                )
+            ]
+            if maker.speed_scaling
+            else []
+        ),
         argument(
             "planner",
             "true",
@@ -141,6 +156,7 @@ def arm_nodes(context: LaunchContext, maker: Maker) -> list[LaunchDescriptionEnt
     robot = arm_robot(context, maker)
     states = ("joint_states", value(context, "joint_states"))
     commands = ("joint_trajectory", f"{value(context, 'controller')}/joint_trajectory")
+    speed = [("speed_scaling", value(context, "speed_scaling"))] if maker.speed_scaling else []
     urdf = robot_description(context, maker)
     described = {"robot_description": ParameterValue(urdf, value_type=str)} if urdf else {}
     camera = node(
@@ -165,7 +181,7 @@ def arm_nodes(context: LaunchContext, maker: Maker) -> list[LaunchDescriptionEnt
             **described,
         },
         decided={"enable_control": is_true(context, "enable_control")},
-        remappings=[states, commands],
+        remappings=[states, commands, *speed],
     )
     deadman = node(
         context,
