@@ -16,7 +16,7 @@ from vla_reasoner_ros.control.executor import (
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected, RejectionReason
 from vla_reasoner_ros.control.spline import limited_spline_to_rest
-from vla_reasoner_ros.control.trajectory import resting
+from vla_reasoner_ros.control.trajectory import JointTrajectory, resting
 from vla_reasoner_ros.errors import ConfigurationError, ObservationError, TrajectoryError
 from vla_reasoner_ros.parameters import build, replace
 from vla_reasoner_ros.types import (
@@ -1043,7 +1043,7 @@ def test_after_a_reset_the_arm_is_taken_where_it_is_however_it_was_stopped():
     rig.run(2.0)
     place = rig.executor.commanded(rig.now).position - 0.1
     rig.judge.hold(place)
-    for _ in range(10):
+    for _ in range(60):
         rig.now += 10 * MS
         rig.executor.measured(rig.now, place, np.zeros(7))
         rig.publish(rig.executor.tick(rig.now))
@@ -1058,13 +1058,13 @@ def test_after_a_reset_the_arm_is_taken_where_it_is_however_it_was_stopped():
 
 def test_a_controller_that_plays_slower_than_told_is_held_until_it_does_not():
     rig = Rig()
+    rig.judge.early = False  # what it adds to a stop from where it is not known to be
     rig.move()
     rig.executor.speed_scaled(80.0, rig.now)
     rig.run(0.01)
     stop = rig.sent[-1]
     assert stop.known_ns == stop.end_ns  # only the end is told: the arm is behind
     assert "plays at 80 % of the speed" in rig.reason
-    rig.judge.early = False
     rig.run(2.0)
     assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.HOLDING
     assert rig.sent[-1] is stop

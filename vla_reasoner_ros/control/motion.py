@@ -18,6 +18,7 @@ from vla_reasoner_ros.control.spline import (
 from vla_reasoner_ros.control.stopping import (
     EASE,
     HEADROOM,
+    SOFTLY,
     brake,
     ease_out,
     ease_to,
@@ -229,7 +230,7 @@ class MotionPlanner:
         names, limits = self._robot.joint_names, self._robot.limits
         soonest = ease_out(names, start, limits)
         way = ease_to(names, measured, soonest.end.position, limits)
-        least = max(2.0 * (delay + soonest.duration), delay + way.duration)
+        least = max(2.0 * (delay + soonest.duration), delay + way.duration, SOFTLY)
         return ease_out(names, start, limits, least)
 
     def _tcp_violation(
