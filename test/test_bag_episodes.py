@@ -9,7 +9,7 @@ from recordings import KINEMATICS, SECOND, START
 
 from vla_reasoner_ros import cli
 from vla_reasoner_ros.data import bag_episodes, episode_bags
-from vla_reasoner_ros.data.bag_episodes import ImportOptions, episodes_from_bag
+from vla_reasoner_ros.data.bag_episodes import ImportOptions, bags_in, episodes_from_bag
 from vla_reasoner_ros.data.bags import BagReader
 from vla_reasoner_ros.data.contract import Gripper, load_contract
 from vla_reasoner_ros.data.episode_bags import write_episode
@@ -284,6 +284,14 @@ def test_actions_stay_with_the_run_of_their_time(tmp_path):
     bag = recordings.record(tmp_path / "bag", happened, topics)
     episodes, _ = imported(bag, tmp_path / "out")
     assert [set(e.actions[:, 0]) for e in episodes] == [{1.0}, {2.0}]
+
+
+def test_bags_are_found_once_and_not_in_hidden_folders(tmp_path):
+    """A part that was not finished lies within its recording's folder."""
+    for name in ("day/run", "day/run/part_1", "day/.cache/run"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "part.mcap").touch()
+    assert bags_in([tmp_path]) == [tmp_path / "day" / "run"]
 
 
 def test_a_changed_robot_file_is_another_reading(tmp_path):

@@ -363,6 +363,17 @@ def test_an_unusable_joint_state_is_refused_and_counted(warm, fields, complaint)
     assert warm.ingest.statistics["joint_states"].dropped == {"unusable": 1}
 
 
+@given(st.floats(1.0, 2e9), st.floats(0.05, 10.0))
+def test_when_it_asks_to_be_woken_it_waits_no_more(arrival, patience):
+    """Whatever the sum of arrival and patience is rounded to."""
+    robot = Robot(contract(patience=patience))
+    robot.joints(0.99, arrival=arrival)
+    robot.picture("wrist", 1.0, arrival=arrival)
+    assert robot.picture("agent", 1.0, arrival=arrival) == []
+    assert len(robot.ingest.poll(robot.ingest.wake_at())) == 1
+    assert robot.ingest.wake_at() is None
+
+
 def test_an_undecodable_picture_drops_its_moment_only(warm):
     warm.joints(1.0)
     warm.picture("wrist", 1.0, broken=True)

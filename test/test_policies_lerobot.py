@@ -150,6 +150,27 @@ def test_remote_code_is_refused_unless_allowed_by_name_and_then_warned_of(
     assert "runs downloaded code" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"class": "subprocess.check_output", "config": {"args": ["true"]}},
+        {"registry_name": "rename", "class": "os.system"},
+        {"registry_name": "tokenizer_processor", "config": {"trust_remote_code": True}},
+        "a step",
+    ],
+    ids=["a class", "a class beside a name", "remote code", "no step"],
+)
+def test_a_processor_that_may_run_other_code_is_refused(lerobot, checkpoint, caplog, step):
+    path = checkpoint.folder / "policy_preprocessor.json"
+    path.write_text(json.dumps({"steps": [{"registry_name": "rename"}]}))
+    load(checkpoint)
+    path.write_text(json.dumps({"steps": [{"registry_name": "rename"}, step]}))
+    with pytest.raises(ConfigurationError, match=r"policy_preprocessor\.json: the step .* may run"):
+        load(checkpoint)
+    load(checkpoint, allow_remote_code=True)
+    assert "runs code from elsewhere" in caplog.text
+
+
 def test_pickles_are_not_read(lerobot, checkpoint):
     (checkpoint.folder / "model.safetensors").rename(checkpoint.folder / "pytorch_model.bin")
     with pytest.raises(ConfigurationError, match=r"pytorch_model\.bin is a pickle"):

@@ -309,6 +309,24 @@ def test_other_metadata_than_expected_is_refused(server):
         connect(server, metadata={"robot": "ur5e"})
 
 
+def test_another_server_that_took_its_place_is_refused_as_well(server):
+    policy = connect(server, metadata={"robot": "fr3"})
+    policy.propose(tiny.seen())
+    server.stop()
+    again = Server(server.port)
+    again.greeting = packed({"robot": "ur5e"})
+    try:
+        said = []
+        while not said or "says robot" not in said[-1]:
+            with pytest.raises(ModelError) as caught:
+                policy.propose(tiny.seen())
+            said.append(str(caught.value))
+        with pytest.raises(ModelError, match="says robot 'ur5e', expected 'fr3'"):
+            policy.propose(tiny.seen())
+    finally:
+        again.stop()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
 from vla_reasoner_ros.policies.base import PrefixConditioned
-from vla_reasoner_ros.policies.normalisation import read_statistics
+from vla_reasoner_ros.policies.normalisation import MeanScale, read_statistics
 from vla_reasoner_ros.policies.pi0 import Pi0
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.types import ActionChunk, ChunkSource
@@ -225,6 +225,12 @@ STATISTICS = {
 }
 
 
+def test_padding_of_statistics_is_left_out_and_nothing_else():
+    padded = MeanScale(np.array([1.0, 2.0, 0.0]), np.array([0.5, 0.0, 0.0]))
+    np.testing.assert_array_equal(padded.without_padding(2).mean, [1.0, 2.0])
+    assert len(padded.without_padding(1).mean) == 3
+
+
 def test_statistics_come_from_openpi_and_from_lerobot_as_well(tmp_path):
     (tmp_path / "norm_stats.json").write_text(json.dumps({"norm_stats": STATISTICS}))
     found = [read_statistics(tmp_path, str(tmp_path / "norm_stats.json"), "test")]
@@ -244,8 +250,12 @@ def test_statistics_come_from_openpi_and_from_lerobot_as_well(tmp_path):
     found.append(read_statistics(tmp_path, "", "test"))
     for statistics in found:
         np.testing.assert_array_equal(statistics.state.mean, [1.0, 2.0])
-        np.testing.assert_allclose(statistics.state.normalise(np.array([2.0, 2.5])), [2.0, 2.0])
-        np.testing.assert_allclose(statistics.actions.undo(np.array([5.0])), [3.0])
+        given = np.array([2.0, 2.5])
+        np.testing.assert_allclose(statistics.state.normalise(given), [2.0, 2.0], rtol=1e-5)
+        np.testing.assert_allclose(statistics.actions.undo(np.array([5.0])), [3.0], rtol=1e-5)
+    # What never varied is divided by what each adds to a deviation of zero.
+    scales = [float(s.actions.normalise(np.array([4.0]))[0]) for s in found]
+    np.testing.assert_allclose(scales, [1e6, 1e8])
     pipeline["steps"][1]["config"]["norm_map"]["ACTION"] = "QUANTILES"
     path.write_text(json.dumps(pipeline))
     with pytest.raises(ConfigurationError, match="ACTION is normalised by QUANTILES"):

@@ -29,7 +29,7 @@ from vla_reasoner_ros.errors import BagError, ConfigurationError
 from vla_reasoner_ros.evaluation import replay_record
 from vla_reasoner_ros.evaluation.replay import read_replay, replay_bag
 from vla_reasoner_ros.evaluation.replay_record import COLUMNS, ReplayWriter
-from vla_reasoner_ros.evaluation.replay_settings import read_settings
+from vla_reasoner_ros.evaluation.replay_settings import read_settings, recorded_parameters
 from vla_reasoner_ros.planner import Planner
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.schedule import is_due
@@ -280,6 +280,18 @@ def test_what_was_decided_on_live_is_decided_on_again(recorded, planned, tmp_pat
     assert [row["live_equal"] for row in rows[:2]] == [True, True]
     assert len(replayed(recorded, tmp_path / "planner", POLICY, moments="planner").rows()) == 5
     assert len(replayed(recorded, tmp_path / "every", POLICY, moments="every").rows()) == 20
+
+
+def test_each_namespace_has_the_parameters_of_its_own_planner(tmp_path):
+    topics, happened = {}, []
+    for space, budget in (("left", 11), ("right", 22)):
+        topics[f"/{space}/parameters_snapshot"] = recordings.STRING
+        told = {f"/{space}/planner_node": {"ros__parameters": {"search.simulations": budget}}}
+        happened.append((f"/{space}/parameters_snapshot", START, {"data": yaml.safe_dump(told)}))
+    with BagReader(recordings.record(tmp_path / "both", happened, topics)) as bag:
+        for space, budget in (("left", 11), ("/right", 22)):
+            assert read_settings(bag, namespace=space).search.simulations == budget
+        assert recorded_parameters(bag, "middle") == {}
 
 
 def test_parameters_come_from_the_bag_a_file_or_the_command_line(recorded, run, tmp_path):

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -465,8 +466,11 @@ def _commanded(chunks: list[tuple[int, ActionChunk]], stamp_ns: int) -> FloatArr
     return held
 
 
+PART = re.compile(r"part_\d+")
+
+
 def bags_in(folders: Sequence[Path]) -> list[Path]:
-    """The bags of some folders: each folder that holds bag files, or is one.
+    """The bags of some folders: each folder that holds bag files, or is one; hidden ones are not.
 
     Raises:
         BagError: there is none.
@@ -477,11 +481,15 @@ def bags_in(folders: Sequence[Path]) -> list[Path]:
         if not folder.exists():
             raise BagError(f"bag {folder}: there is none")
         files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
-        found += dict.fromkeys(
+        bags = dict.fromkeys(
             path if path == folder else path.parent
             for path in files
-            if path.is_file() and path.name.endswith(suffixes)
+            if path.is_file()
+            and path.name.endswith(suffixes)
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
+        # A part that was not finished lies in a folder of its own within its recording's.
+        found += [b for b in bags if not (PART.fullmatch(b.name) and b.parent in bags)]
     if not found:
         raise BagError(f"no bag in {', '.join(map(str, folders))}")
     return found

@@ -166,7 +166,11 @@ class BagIngest:
                     break
             recorded_ns = message.time_ns
             if message.topic in listeners:
-                listeners[message.topic](message)
+                try:
+                    listeners[message.topic](message)
+                except BagError as error:
+                    self.unreadable[message.topic] += 1
+                    self._say(str(error))
             if message.topic in readers or message.topic == CLOCK_TOPIC:
                 before = self._now_ns
                 try:

@@ -200,8 +200,8 @@ def resize(image: RgbImage, height: int, width: int, fit: str) -> RgbImage:
     """
     if fit == "crop":
         rows, columns = image.shape[:2]
-        kept_rows = min(rows, round(columns * height / width))
-        kept_columns = min(columns, round(rows * width / height))
+        kept_rows = max(1, min(rows, round(columns * height / width)))
+        kept_columns = max(1, min(columns, round(rows * width / height)))
         top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
         image = image[top : top + kept_rows, left : left + kept_columns]
     if image.shape[:2] == (height, width):

@@ -178,6 +178,8 @@ class Ingest:
                 observation = self._observe(moment, arrival)
             except Refused as refusal:
                 self._refuse_moment(refusal)
+            except ObservationError as error:  # or it would stay the oldest for ever
+                self._refuse_moment(Refused("unusable", str(error)))
             else:
                 if observation is None:
                     break
@@ -273,7 +275,8 @@ class Ingest:
                 chosen[name] = moment.sample
                 continue
             sample, final = buffer.find(moment.stamp_ns)
-            if not final and arrival - moment.arrival < self._patience(buffer):
+            # The same sum as in wake_at: rounded otherwise, it would wake too early for ever.
+            if not final and arrival < moment.arrival + self._patience(buffer):
                 return None
             if not buffer.statistics.delivered:
                 raise self._warming_up()

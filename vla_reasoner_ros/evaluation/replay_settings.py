@@ -153,7 +153,9 @@ def parameters_in(content: Mapping[str, Any]) -> dict[str, Any]:
 def recorded_parameters(bag: BagReader, namespace: str = "") -> dict[str, Any]:
     """The planner's parameters when the bag was recorded; empty where it does not say."""
     wanted = "/".join(["", *([namespace.strip("/")] if namespace else []), PARAMETERS_TOPIC])
-    topics = [t for t in bag.topics if t == wanted or t.endswith(f"/{PARAMETERS_TOPIC}")]
+    topics = [t for t in bag.topics if t == wanted]
+    if not topics and not namespace:
+        topics = [t for t in bag.topics if t.endswith(f"/{PARAMETERS_TOPIC}")]
     values: dict[str, Any] = {}
     for message in bag.messages(topics[:1] if topics else []):
         try:

@@ -7,6 +7,7 @@ policy ``process`` runs this one there. The checkpoint's own pre- and post-proce
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,7 @@ class LeRobot:
         folder = checkpoints.find(checkpoint, owner, revision)
         kind = checkpoints.read_json(folder / "config.json", owner).get("type")
         _require_own_code(kind, allow_remote_code, owner)
+        _require_own_steps(folder, allow_remote_code, owner)
         if not list(folder.glob("model*.safetensors")):
             checkpoints.read_weights(folder, owner)  # says what is there instead
         self._config, self._network, self._before, self._after = _load(
@@ -158,6 +160,45 @@ def _require_own_code(kind: Any, allowed: bool, owner: str) -> None:
         "%s: allow_remote_code is set: a policy of type %r runs downloaded code with your rights",
         owner,
         kind,
+    )
+
+
+def _require_own_steps(folder: Path, allowed: bool, owner: str) -> None:
+    """Refuse processors that name code from elsewhere: LeRobot imports any class they name.
+
+    Raises:
+        ConfigurationError: a step that LeRobot has not registered, or that trusts remote code.
+    """
+    for path in sorted(folder.glob("*.json")):
+        content = checkpoints.read_json(path, owner)
+        steps = content.get("steps", []) if isinstance(content, dict) else []
+        for step in steps if isinstance(steps, list) else [steps]:
+            if _is_own(step):
+                continue
+            if not allowed:
+                raise ConfigurationError(
+                    f"{owner}: {path.name}: the step {json.dumps(step)[:200]} may run Python code "
+                    "from elsewhere; expected one of LeRobot's own by its registry_name; set "
+                    "allow_remote_code: true if you trust its authors"
+                )
+            LOGGER.warning(
+                "%s: allow_remote_code is set: %s runs code from elsewhere with your rights",
+                owner,
+                path.name,
+            )
+
+
+def _is_own(step: Any) -> bool:
+    """Whether a processor's step is LeRobot's own and loads no code."""
+    if not isinstance(step, dict) or not isinstance(step.get("registry_name"), str):
+        return False
+    named = step.get("class", "lerobot.")
+    config = step.get("config") or {}
+    return (
+        isinstance(named, str)
+        and named.startswith("lerobot.")
+        and isinstance(config, dict)
+        and not config.get("trust_remote_code", False)
     )
 
 

@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.policies.checkpoint import read_json, read_safetensors
 
-EPSILON = 1e-8
+LEROBOT_EPSILON, OPENPI_EPSILON = 1e-8, 1e-6
+"""What each adds to a deviation before it divides by it."""
 
 
 @dataclass(frozen=True)
 class MeanScale:
     """Mean and standard deviation of each dimension.
+
+    Attributes:
+        mean: (D,) in SI units.
+        std: (D,) in the same.
+        epsilon: what is added to a deviation.
 
     Raises:
         ConfigurationError: different widths, or numbers that are not finite, or a negative
@@ -26,6 +32,7 @@ class MeanScale:
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+    epsilon: float = LEROBOT_EPSILON
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -39,11 +46,17 @@ class MeanScale:
 
     def normalise(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """(..., D) in SI units to zero mean and unit deviation."""
-        return (values - self.mean) / (self.std + EPSILON)
+        return (values - self.mean) / (self.std + self.epsilon)
 
     def undo(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """The inverse of :meth:`normalise`."""
-        return values * (self.std + EPSILON) + self.mean
+        return values * (self.std + self.epsilon) + self.mean
+
+    def without_padding(self, width: int) -> MeanScale:
+        """The first ``width`` dimensions, where the others are padding: no mean, no deviation."""
+        if self.mean[width:].any() or self.std[width:].any():
+            return self
+        return MeanScale(self.mean[:width], self.std[:width], self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ def _from_openpi(content: dict[str, Any], where: str, owner: str) -> Statistics:
         raise ConfigurationError(
             f"{owner}: {where}: expected state and actions with mean and std, missing {error}"
         ) from error
-    return _statistics(*values, where=where, owner=owner)
+    return _statistics(*values, where=where, owner=owner, epsilon=OPENPI_EPSILON)
 
 
 def _from_lerobot(folder: Path, owner: str) -> Statistics:
@@ -120,12 +133,14 @@ def _from_lerobot(folder: Path, owner: str) -> Statistics:
     )
 
 
-def _statistics(*values: Any, where: str, owner: str) -> Statistics:
+def _statistics(
+    *values: Any, where: str, owner: str, epsilon: float = LEROBOT_EPSILON
+) -> Statistics:
     if any(value is None for value in values):
         raise ConfigurationError(
             f"{owner}: {where}: mean and deviation of state and actions are not all there"
         )
     try:
-        return Statistics(MeanScale(*values[:2]), MeanScale(*values[2:]))
+        return Statistics(MeanScale(*values[:2], epsilon), MeanScale(*values[2:], epsilon))
     except (ConfigurationError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{owner}: {where}: {error}") from error

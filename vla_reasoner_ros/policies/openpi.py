@@ -263,7 +263,8 @@ class OpenPi:
         self._finalizer = weakref.finalize(self, self._link.close)
         try:
             self._link.wait()
-            self._require_metadata(metadata or {})
+            self._expected, self._checked = dict(metadata or {}), self._link.connections
+            self._require_metadata()
         except ConfigurationError:
             self._finalizer()
             raise
@@ -310,14 +311,20 @@ class OpenPi:
     def _ask(self, message: bytes, observation: Observation) -> ActionChunk:
         started = time.perf_counter()
         answer = self._link.ask(message)
+        if self._checked != self._link.connections:  # another server may answer there now
+            try:
+                self._require_metadata()
+            except ConfigurationError as error:
+                raise ModelError(str(error)) from error
+            self._checked = self._link.connections
         if not isinstance(answer, dict) or "actions" not in answer:
             said = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer)
             raise ModelError(f"policy {NAME}: {self._link.uri}: no 'actions' in the answer: {said}")
         self.timing = _timing(answer) | {"round_trip_ms": 1e3 * (time.perf_counter() - started)}
         return self._convention.chunk(answer["actions"], observation, f"policy {NAME}")
 
-    def _require_metadata(self, expected: Mapping[str, Any]) -> None:
-        for key, value in expected.items():
+    def _require_metadata(self) -> None:
+        for key, value in self._expected.items():
             found = self.metadata.get(key)
             if not np.array_equal(found, value):
                 raise ConfigurationError(

@@ -19,7 +19,7 @@ from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
 from vla_reasoner_ros.policies import checkpoint as checkpoints
 from vla_reasoner_ros.policies.base import PolicySpec
 from vla_reasoner_ros.policies.convention import Convention
-from vla_reasoner_ros.policies.normalisation import MeanScale, read_statistics
+from vla_reasoner_ros.policies.normalisation import MeanScale, Statistics, read_statistics
 from vla_reasoner_ros.policies.state import width
 from vla_reasoner_ros.types import ActionChunk, Observation
 
@@ -229,6 +229,11 @@ class Pi0:
                 f"{', '.join(self._convention.state) or 'none'}"
             )
         state = width(self._convention.state["state"], self._convention.joint_names)
+        # openpi computed them of padded states until June 2025.
+        self._statistics = Statistics(
+            self._statistics.state.without_padding(state),
+            self._statistics.actions.without_padding(self._width),
+        )
         for what, said, statistics, most in (
             ("state", state, self._statistics.state, self._padded_state),
             ("actions", self._width, self._statistics.actions, self._padded_actions),
