@@ -994,11 +994,10 @@ def test_while_the_arms_controller_settles_nothing_hurries_it(disturb):
         live(50)
         np.testing.assert_allclose(rig.judge.desired(rig.now)[0], place, atol=1e-5)
     elif disturb == "chunk":
+        assert rig.rejected(rig.chunk(0.5 * FORWARD)) is RejectionReason.HOLDING
+        live(13)
+        assert rig.now == start
         second = rig.submit(rig.chunk(0.5 * FORWARD))
-        assert second.commands.trajectory is None  # it is sent when the arm has come
-        assert start < second.motion.start_ns <= start + 20 * MS
-        live(14)
-        assert rig.sent[-1].start_ns >= start
         live(100)
         end = second.motion.trajectory.end.position
         np.testing.assert_allclose(rig.judge.desired(rig.now)[0], end, atol=1e-9)
@@ -1180,16 +1179,20 @@ def test_before_the_stop_after_a_jump_back_nothing_else_is_sent():
         assert stop.trajectory.duration < 0.5
 
 
-def test_a_chunk_that_comes_before_that_stop_takes_it_over():
+def test_a_chunk_that_comes_before_that_stop_waits_for_its_end():
     rig = Rig()
     rig.move()
     state = rig.executor.commanded(rig.now)
     rig.now -= 100 * S
     assert rig.rejected(rig.chunk(FORWARD)) is RejectionReason.JOINT_STATE
     rig.executor.measured(rig.now, state.position, state.velocity)
-    taken = rig.executor.submit(rig.chunk(FORWARD, sequence=1), rig.now).commands.trajectory
-    np.testing.assert_allclose(taken.trajectory.sample(0.0).velocity, state.velocity)
-    assert rig.executor.tick(rig.now).trajectory is None
+    with pytest.raises(ChunkRejected, match="still comes to where the arm is"):
+        rig.executor.submit(rig.chunk(FORWARD, sequence=1), rig.now)
+    stop = rig.executor.tick(rig.now).trajectory
+    np.testing.assert_allclose(stop.trajectory.sample(0.0).velocity, state.velocity)
+    rig.now = stop.end_ns
+    rig.executor.measured(rig.now, stop.trajectory.end.position, np.zeros(7))
+    rig.executor.submit(rig.chunk(FORWARD, sequence=1), rig.now)
 
 
 def test_a_clock_that_jumps_ahead_makes_joint_states_old():

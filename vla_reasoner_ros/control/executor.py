@@ -116,7 +116,7 @@ class ChunkExecutor:
         self._rejected = 0
         self._last_rejection = ""
         self._now_ns: int | None = None
-        self._pending: tuple[int, TimedTrajectory] | None = None  # from when on it is to be sent
+        self._pending: TimedTrajectory | None = None
 
     def set_parameters(self, parameters: ControlParameters, now_ns: int) -> Commands:
         """Use other parameters from now on; all or nothing.
@@ -251,12 +251,7 @@ class ChunkExecutor:
         commands = NOTHING
         if enabled:
             self._motions.taken(plan, trimmed, switch_ns)
-            known_ns = self._running.known_ns
-            due = self._take_pending(now_ns) is not None  # what is sent begins with it
-            sent: TimedTrajectory | None = self._running.take_over(motion, now_ns)
-            self._pending = None
-            if sent is not None and now_ns < known_ns and not due:
-                self._pending, sent = (known_ns, sent), None
+            sent = self._running.take_over(motion, now_ns)
             at_end = self.parameters.gripper.due == "end"
             dues = ends if at_end else [switch_ns, *ends][:-1]
             # A hold knows what the gripper measures: told that, it would let go of a wide object.
@@ -272,14 +267,21 @@ class ChunkExecutor:
         problem = problem or (self._reference.joints.motion() if must_stand else "")
         if problem:
             raise ChunkRejected(RejectionReason.JOINT_STATE, problem)
+        unknown_ns = self._running.known_ns - now_ns
+        if unknown_ns > 0:
+            raise ChunkRejected(
+                RejectionReason.HOLDING,
+                f"the arm's controller still comes to where the arm is, for "
+                f"{unknown_ns / NANOSECONDS:.3f} s",
+            )
 
     # -- time -------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> Commands:
         """Look after the arm: due gripper commands, stops, and what follows a stop."""
         self._follow_clock(now_ns)
-        pending = self._take_pending(now_ns)
-        if pending is not None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
             return Commands(pending)
         enabled = self.parameters.enable_control
         if self._watchdog.look(now_ns) if enabled else self._watchdog.recover(now_ns):
@@ -330,8 +332,12 @@ class ChunkExecutor:
         self._running.run_foreign(played, now_ns)
         return self._decelerate(now_ns)
 
-    def intruded(self, now_ns: int) -> Commands:
+    def intruded(self, now_ns: int, played: bool = True) -> Commands:
         """Someone else commands the arm, in a way that says nothing of its motion.
+
+        Args:
+            now_ns: the time.
+            played: whether the arm's controller may take it.
 
         Returns:
             A gentle stop from what was commanded until now; nothing where that is not known.
@@ -341,6 +347,8 @@ class ChunkExecutor:
             return NOTHING
         self._follow_clock(now_ns)
         self._hold_intruder(now_ns)
+        if not played:
+            return self._decelerate(now_ns)
         self._gripper.clear()
         state, self._pending = self.commanded(now_ns), None
         if state is None:
@@ -534,14 +542,7 @@ class ChunkExecutor:
             self._forget(None)
             self._running.forget()
         if state is not None and moving:
-            self._pending = now_ns, self._running.ease_out(state, settles, now_ns)
-
-    def _take_pending(self, now_ns: int) -> TimedTrajectory | None:
-        """What is due to be sent now, as far as it is still to come."""
-        if self._pending is None or now_ns < self._pending[0]:
-            return None
-        motion, self._pending = self._pending[1], None
-        return self._running.resend(motion, now_ns)
+            self._pending = self._running.ease_out(state, settles, now_ns)
 
     def _decelerate(self, now_ns: int, last: bool = False) -> Commands:
         """Replace the running motion by the fastest stop.
@@ -550,7 +551,7 @@ class ChunkExecutor:
         is let come there, if there will be a look to stop it then.
         """
         self._gripper.clear()
-        pending, self._pending = self._take_pending(now_ns), None
+        pending, self._pending = self._pending, None
         if not self._running.can_brake(now_ns):
             return Commands(pending)
         self._interrupt(now_ns)

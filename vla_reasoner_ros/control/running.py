@@ -85,12 +85,8 @@ class RunningMotion:
         return sent
 
     def take_over(self, motion: TimedTrajectory, now_ns: int) -> TimedTrajectory:
-        """The same for a chunk's motion, which starts at :meth:`switch_ns`.
-
-        While the arm's controller still comes to the running motion it is to be sent later, when
-        that is known: replaced on its way, the controller would begin the rest of it with a step.
-        """
-        approach = self._approach
+        """The same for a chunk's motion, which starts at :meth:`switch_ns`."""
+        approach = None
         if self.left_at is not None:
             wait = (motion.start_ns - now_ns) / NANOSECONDS
             way = self._way_back(MotionState.at_rest(self.left_at), wait)
@@ -115,9 +111,10 @@ class RunningMotion:
 
     @property
     def known_ns(self) -> int:
-        """From when on the arm's controller does exactly what it was told; no motion before.
+        """From when on the arm's controller does exactly what it was told, ns.
 
-        Until then it comes from where it was to where the motion is, and no other may take over.
+        Until then it comes from where it was to where the motion is, and no chunk may take over: it
+        would begin the rest of that way with a step.
         """
         motion = self._reference.motion
         return 0 if motion is None else motion.known_ns
@@ -160,10 +157,6 @@ class RunningMotion:
                 )
                 raise ChunkRejected(RejectionReason.LIMIT, text) from error
             lead_ns = max(lead_ns, round(way.duration * NANOSECONDS))
-        if now_ns < self.known_ns:
-            period = self.parameters.watchdog.period
-            lead_ns = max(lead_ns, round((period + self._delivery) * NANOSECONDS))
-            return self.known_ns + lead_ns
         return now_ns + lead_ns
 
     def spent_ns(self, since_ns: int) -> int:

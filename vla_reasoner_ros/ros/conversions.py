@@ -291,6 +291,16 @@ def trajectory_from_message(message: JointTrajectoryMessage) -> JointTrajectory:
     )
 
 
+def is_playable(message: JointTrajectoryMessage, joint_names: tuple[str, ...]) -> bool:
+    """Whether a joint trajectory controller of these joints may play it, by positions at least."""
+    joints = len(joint_names)
+    return (
+        sorted(message.joint_names) == sorted(joint_names)
+        and len(message.points) > 0
+        and all(len(point.positions) == joints for point in message.points)
+    )
+
+
 def _duration(seconds: float) -> Duration:
     whole, rest = divmod(round(float(seconds) * NANOSECONDS), NANOSECONDS)
     return Duration(sec=whole, nanosec=rest)

@@ -15,7 +15,11 @@ from vla_reasoner_ros.control.goals import Failure, Goals
 from vla_reasoner_ros.errors import TrajectoryError
 from vla_reasoner_ros.ros import qos
 from vla_reasoner_ros.ros.clock import to_nanoseconds
-from vla_reasoner_ros.ros.conversions import trajectory_from_message, trajectory_to_message
+from vla_reasoner_ros.ros.conversions import (
+    is_playable,
+    trajectory_from_message,
+    trajectory_to_message,
+)
 from vla_reasoner_ros.ros.output import ArmAdapter, MotionTopic, action_type
 
 STATUSES = {GoalStatus.STATUS_CANCELED: "CANCELED", GoalStatus.STATUS_ABORTED: "ABORTED"}
@@ -59,7 +63,8 @@ def listen_to_trajectories(adapter: ArmAdapter) -> None:
         try:
             points = trajectory_from_message(message)
         except TrajectoryError:
-            adapter.publish(adapter.executor.intruded(now_ns))
+            played = is_playable(message, adapter.executor.robot.joint_names)
+            adapter.publish(adapter.executor.intruded(now_ns, played))
             raise
         stamp_ns = to_nanoseconds(message.header.stamp)
         adapter.publish(adapter.executor.heard(points, stamp_ns, now_ns))

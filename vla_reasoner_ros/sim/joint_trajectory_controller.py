@@ -96,6 +96,8 @@ class JointTrajectoryController:
     ) -> None:
         self.joint_names = tuple(joint_names)
         self.limits = limits
+        self.early = True
+        """Whether a blend begins one tick early, as in Jazzy."""
         self.accepted = 0
         """Messages accepted so far."""
         self.rejections: Counter[Rejection] = Counter()
@@ -147,7 +149,7 @@ class JointTrajectoryController:
         order = [list(message.joint_names).index(name) for name in self.joint_names]
         knots = _Knots.from_points(message.points, start, order)
         if last_tick + TICK_NS < knots.times[0]:
-            knots = knots.preceded_by(self._state, last_tick - TICK_NS)
+            knots = knots.preceded_by(self._state, last_tick - TICK_NS * self.early)
         self._follow(knots)
         return None
 
