@@ -29,6 +29,7 @@ from vla_reasoner_ros.control.deadman import Deadman, DeadmanParameters
 from vla_reasoner_ros.control.executor import ChunkExecutor, Commands, ResetRefused, TimedTrajectory
 from vla_reasoner_ros.control.parameters import ControlParameters
 from vla_reasoner_ros.control.queue import ChunkRejected
+from vla_reasoner_ros.control.trajectory import MotionState
 from vla_reasoner_ros.errors import ActionChunkError, ConfigurationError
 from vla_reasoner_ros.executor import EngineSettings, run_jobs
 from vla_reasoner_ros.parameters import build
@@ -193,7 +194,7 @@ class Episode:
             accepted = self._executor.submit(chunk, self._now)
         except ChunkRejected as rejection:
             report.outcomes[f"{kind}: {rejection.reason.value}"] += 1
-            self._publish(self._executor.repeat(self._now))
+            self._repeat(before)
             return
         report.outcomes[f"{kind}: accepted"] += 1
         report.replaced += before is not None and not before.resting
@@ -202,6 +203,17 @@ class Episode:
             if changed:
                 self._judge.problems.append(f"changed without a word: {changed}")
         self._publish(accepted.commands)
+
+    def _repeat(self, state: MotionState | None) -> None:
+        """What a simulator is told whose time waits; not on a way that is known roughly.
+
+        There Jazzy's controller would begin anew with a step; the simulator is told only what it
+        does anyhow.
+        """
+        commands = self._executor.repeat(self._now)
+        motion = commands.trajectory
+        if motion is None or motion.known_ns <= self._now or state is None or state.resting:
+            self._publish(commands)
 
     def _live(self) -> None:
         """Let time pass, with a rare accident."""

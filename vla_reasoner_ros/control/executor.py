@@ -227,6 +227,7 @@ class ChunkExecutor:
         for _ in range(LEAD_ATTEMPTS):
             self._require_free(now_ns)
             self._queue.require_acceptable(chunk, now_ns)
+            self._require_known(now_ns)
             if not self._reference.moving(now_ns):
                 self._reference.adopt()
             switch_ns = self._running.switch_ns(now_ns)
@@ -267,6 +268,8 @@ class ChunkExecutor:
         problem = problem or (self._reference.joints.motion() if must_stand else "")
         if problem:
             raise ChunkRejected(RejectionReason.JOINT_STATE, problem)
+
+    def _require_known(self, now_ns: int) -> None:
         unknown_ns = self._running.known_ns - now_ns
         if unknown_ns > 0:
             raise ChunkRejected(
