@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from vla_reasoner_ros.arguments import Parser
 from vla_reasoner_ros.errors import ConfigurationError, ModelError, ObservationError
 from vla_reasoner_ros.training import encoder as encoder_training
+from vla_reasoner_ros.training.branches import branches_hash
 from vla_reasoner_ros.training.encoder import FrameSamples, encoder_loss, judge, sighting_loss
 from vla_reasoner_ros.training.frames import Frames, FrameSource, is_held, upright
 from vla_reasoner_ros.types import Observation
@@ -319,3 +321,28 @@ def test_the_order_of_objects_does_not_depend_on_their_places(frames):
 
 def test_layout_of_another_robot_has_its_own_width():
     assert replace(LAYOUT, joints=6).width == LAYOUT.width - 1
+
+
+def test_a_training_is_not_resumed_from_another_start(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        encoder_training, "_frames", lambda arguments, config: ([frames], {"random": frames}, {})
+    )
+    monkeypatch.setattr(encoder_training, "EncoderConfig", lambda vision=None: TINY)
+    parser = Parser()
+    encoder_training.add_arguments(parser)
+    words = ["--steps", "2", "--evaluate-every", "1", "--batch-size", "4"]
+    words += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
+    encoder_training.run(parser.parse_args(words))
+    save_tiny(tmp_path / "other")
+    with pytest.raises(ConfigurationError, match="of another run; initial: expected"):
+        encoder_training.run(parser.parse_args([*words, "--initial", str(tmp_path / "other")]))
+
+
+def test_the_hash_of_branched_decisions_is_of_their_content(tmp_path):
+    for part in ("train", "held_out"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "1.npz").write_bytes(b"one")
+    first = branches_hash([tmp_path])
+    assert branches_hash([tmp_path]) == first
+    (tmp_path / "held_out" / "1.npz").write_bytes(b"two")
+    assert branches_hash([tmp_path]) != first

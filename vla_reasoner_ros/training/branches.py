@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vla_reasoner_ros import executor, plugins
 from vla_reasoner_ros.arguments import SHARE, WHOLE
 from vla_reasoner_ros.components import LEARNED, ComponentParameters, load_components
 from vla_reasoner_ros.errors import ConfigurationError
-from vla_reasoner_ros.files import write_atomically
+from vla_reasoner_ros.files import digest, write_atomically
 from vla_reasoner_ros.paths import MODELS_VARIABLE
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.sim.tasks import TASKS
@@ -147,6 +148,16 @@ def branch_files(folder: Path) -> list[Path]:
     if not paths:
         raise ConfigurationError(f"branches: no *.npz in {folder}; record them first")
     return paths
+
+
+def branches_hash(folders: Sequence[Path]) -> str:
+    """A short hash of the training and held-out scenes of some folders.
+
+    Raises:
+        ConfigurationError: there are none, or one cannot be read.
+    """
+    parts = (folder / part for folder in folders for part in ("train", "held_out"))
+    return digest([path for part in parts for path in branch_files(part)])
 
 
 def relabelled(branches: Branches, world: World) -> Branches:

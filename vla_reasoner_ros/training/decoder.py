@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vla_reasoner_ros.arguments import COUNT
 from vla_reasoner_ros.paths import models_directory
-from vla_reasoner_ros.training.branches import Branches, branch_files
+from vla_reasoner_ros.training.branches import Branches, branch_files, branches_hash
 from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import Float32, true_latents
@@ -159,7 +159,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     network = initialised(arguments.seed, lambda: DecoderNetwork(config))
     network.normalise(torch.from_numpy(training.latents))
-    data = {"pictures": len(training), "seed": arguments.seed, "each": arguments.each}
+    data = {
+        "pictures": len(training),
+        "seed": arguments.seed,
+        "each": arguments.each,
+        "branches_sha256": branches_hash(arguments.branches),
+    }
     result = train(
         network.to(memory_format=torch.channels_last),
         picture_loss,

@@ -28,7 +28,7 @@ from vla_reasoner_ros.parameters import build, flatten
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import World
 from vla_reasoner_ros.training.appearance import Looks
-from vla_reasoner_ros.training.branches import Branches, branch_files
+from vla_reasoner_ros.training.branches import Branches, branch_files, branches_hash
 from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.frames import (
@@ -290,7 +290,9 @@ def run(arguments: argparse.Namespace) -> int:
         training, held_out, data = _frames(arguments, config)
     network = initialised(arguments.seed, lambda: EncoderNetwork(config, vision))
     if arguments.initial is not None:
-        load_into(network, load_model(arguments.initial / MODEL_NAME, MODEL_NAME)[0], MODEL_NAME)
+        tensors, card = load_model(arguments.initial / MODEL_NAME, MODEL_NAME)
+        load_into(network, tensors, MODEL_NAME)
+        data["initial"] = card["tensors_sha256"]
     network.to(memory_format=torch.channels_last)
     parameters = trainer_parameters(arguments)
     result = train(
@@ -352,6 +354,7 @@ def _frames(
         training.append(decision_frames(parts["train"], arguments.each))
         held_out["outcomes"] = decision_frames(parts["held_out"], 2)
         data["outcome_frames"] = len(training[-1])
+        data["branches_sha256"] = branches_hash(arguments.branches)
     if recorded is not None:
         seen, unseen = recorded.split(0.1)
         training.append(episode_frames(seen, config.layout, arguments.every))

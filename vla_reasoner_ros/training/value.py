@@ -30,6 +30,7 @@ from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.parameter_text import parse_overrides
 from vla_reasoner_ros.parameters import build, flatten, parameter
 from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.training.branches import branches_hash
 from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import BranchLatents, load_branches, load_episodes
@@ -289,6 +290,7 @@ def _groups(
         if arguments.imagined:
             dynamics, card = load_dynamics(arguments.imagined, encoder)
             data["world_model"] = card["tensors_sha256"]
+        data["branches_sha256"] = branches_hash(arguments.branches)
         for side, groups in (("train", training), ("held_out", held_out)):
             folders = [branches / side for branches in arguments.branches]
             branches = load_branches(folders, encoder, arguments.cache)

@@ -23,7 +23,7 @@ from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.paths import models_directory
 from vla_reasoner_ros.sim.world import ACTION_SPEC
-from vla_reasoner_ros.training.branches import MACRO_STEPS
+from vla_reasoner_ros.training.branches import MACRO_STEPS, branches_hash
 from vla_reasoner_ros.training.cards import initialised, training_card
 from vla_reasoner_ros.training.distributed import first_alone
 from vla_reasoner_ros.training.latents import (
@@ -286,7 +286,11 @@ def _sequences(
     )
     training = [from_branches(seen)]
     horizons = training[0].actions.shape[1]
-    data = {"decisions": len(seen), "scenes": len(np.unique(seen.scene))}
+    data = {
+        "decisions": len(seen),
+        "scenes": len(np.unique(seen.scene)),
+        "branches_sha256": branches_hash(arguments.branches),
+    }
     if episodes is not None:
         training.append(from_episodes(load_episodes(episodes, encoder, arguments.cache), horizons))
         data |= {"episode_windows": len(training[1]), "episodes_sha256": episodes.content_hash}
