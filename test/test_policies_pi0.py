@@ -111,6 +111,16 @@ def test_a_prefix_is_kept_once_and_bends_what_follows(policy):
         policy.condition_on_prefix(ActionChunk(policy.spec.action, np.zeros((11, 7)), 0))
 
 
+@pytest.mark.parametrize("change", [{"rotation": "euler_xyz"}, {"delta_frame": "tool"}])
+def test_actions_that_cannot_be_turned_back_are_drawn_without_a_prefix(checkpoint, change):
+    policy = Pi0(str(checkpoint[0]), tiny.pi0_convention() | change, device="cpu")
+    observation = tiny.seen()
+    free = policy.propose(observation)[0].actions
+    policy.reset()
+    policy.condition_on_prefix(ActionChunk(policy.spec.action, np.zeros((3, 7)), 0))
+    np.testing.assert_array_equal(policy.propose(observation)[0].actions, free)
+
+
 def test_joint_actions_relative_to_the_state_leave_as_positions(checkpoint, tmp_path):
     names = list(tiny.JOINTS)
     action = {

@@ -275,6 +275,15 @@ class Convention:
         except ActionChunkError as error:
             raise ModelError(f"{owner}: {error}") from error
 
+    @property
+    def invertible(self) -> bool:
+        """Whether :meth:`raw` can turn actions back into the model's."""
+        own = {
+            Representation.EE_DELTA: RotationForm.ROTATION_VECTOR,
+            Representation.EE_POSE: RotationForm.QUATERNION_XYZW,
+        }.get(self.action.representation)
+        return (own is None or self._form is own) and self.delta_frame != TOOL
+
     def raw(self, actions: FloatArray, observation: Observation, owner: str) -> FloatArray:
         """The inverse of :meth:`chunk` for joint actions and for rotations in our own form.
 
@@ -289,11 +298,7 @@ class Convention:
         Raises:
             ActionChunkError: the model writes rotations otherwise, or displacements in its tool.
         """
-        own = {
-            Representation.EE_DELTA: RotationForm.ROTATION_VECTOR,
-            Representation.EE_POSE: RotationForm.QUATERNION_XYZW,
-        }.get(self.action.representation)
-        if (own is not None and self._form is not own) or self.delta_frame == TOOL:
+        if not self.invertible:
             raise ActionChunkError(
                 f"{owner}: actions cannot be turned back into {self._form.value} in the "
                 f"{self.delta_frame} frame"

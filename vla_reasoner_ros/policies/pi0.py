@@ -103,9 +103,10 @@ class Pi0:
 
         See :class:`~vla_reasoner_ros.policies.base.PrefixConditioned`. What is known of x_t, t
         noise and 1 - t action, replaces the expert's own at each step (inpainting; Lugmayr et al.,
-        arXiv 2201.09865), so that the free actions continue the held ones.
+        arXiv 2201.09865), so that the free actions continue the held ones. A model whose actions
+        cannot be turned back (:attr:`Convention.invertible`) draws its chunks without that.
         """
-        if prefix is None:
+        if prefix is None or not self._convention.invertible:
             self._prefix = None
             return
         if prefix.spec != self._convention.action or prefix.steps > self.spec.horizon:
