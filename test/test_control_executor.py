@@ -417,6 +417,17 @@ def test_from_rest_the_first_knot_that_is_sent_is_where_the_motion_starts():
     np.testing.assert_allclose(rig.judge.desired(rig.now)[0], end, atol=1e-9)
 
 
+def test_just_after_its_end_the_arms_controller_is_not_at_rest_yet():
+    """Its last cycle was before."""
+    rig = Rig()
+    rig.move()
+    rig.publish(rig.executor.stop(rig.now))
+    rig.now = rig.sent[-1].end_ns + 1
+    rig.measure()
+    assert rig.submit(rig.chunk(FORWARD)).commands.trajectory.told.times[0] == 0.0
+    rig.run(0.1)
+
+
 def test_a_stop_that_comes_after_its_end_is_not_refused():
     """It says to rest there for some time."""
     rig = Rig(motion__lead_time=0.03, motion__stop_lead_time=0.01)

@@ -123,6 +123,13 @@ def test_what_it_cannot_serve_is_refused(lerobot, checkpoint, changes, message):
         load(checkpoint)
 
 
+def test_slots_for_cameras_that_there_are_not_stay_empty(lerobot, checkpoint):
+    config = json.loads((checkpoint.folder / "config.json").read_text())
+    slot = {"observation.images.empty_camera_0": {"type": "VISUAL", "shape": [3, 224, 224]}}
+    checkpoint.change(input_features=config["input_features"] | slot)
+    assert load(checkpoint).propose(tiny.seen())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

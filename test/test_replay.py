@@ -30,6 +30,7 @@ from vla_reasoner_ros.evaluation import replay_record
 from vla_reasoner_ros.evaluation.replay import read_replay, replay_bag
 from vla_reasoner_ros.evaluation.replay_record import COLUMNS, ReplayWriter
 from vla_reasoner_ros.evaluation.replay_settings import read_settings, recorded_parameters
+from vla_reasoner_ros.evaluation.shadow import agreement
 from vla_reasoner_ros.planner import Planner
 from vla_reasoner_ros.reasoner import Reasoner
 from vla_reasoner_ros.schedule import is_due
@@ -280,6 +281,20 @@ def test_what_was_decided_on_live_is_decided_on_again(recorded, planned, tmp_pat
     assert [row["live_equal"] for row in rows[:2]] == [True, True]
     assert len(replayed(recorded, tmp_path / "planner", POLICY, moments="planner").rows()) == 5
     assert len(replayed(recorded, tmp_path / "every", POLICY, moments="every").rows()) == 20
+
+
+@pytest.mark.parametrize("candidates", [2, 5])
+def test_a_rank_by_chance_is_a_half_the_best_none_and_the_worst_all(candidates):
+    def rank(*ranks):
+        rows = [
+            {"margin": 0.0, "would_deviate": False, "demonstrated_rank": r}
+            | {"candidates": candidates, "winner_distance": 1.0, "policy_distance": 1.0}
+            for r in ranks
+        ]
+        return agreement(rows).rank
+
+    assert rank(*range(candidates)) == pytest.approx(0.5)
+    assert (rank(0), rank(candidates - 1)) == (0.0, 1.0)
 
 
 def test_each_namespace_has_the_parameters_of_its_own_planner(tmp_path):

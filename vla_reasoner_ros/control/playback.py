@@ -9,6 +9,8 @@ from vla_reasoner_ros.control.commands import NANOSECONDS, TimedTrajectory
 from vla_reasoner_ros.control.trajectory import MotionState, resting
 from vla_reasoner_ros.types import FloatArray
 
+CYCLES_NS = 5_000_000  # two cycles of an arm's controller at 500 Hz: it rests so long after an end
+
 
 class Playback:
     """The motion that the arm's controller plays, and its history.
@@ -77,7 +79,7 @@ class Playback:
         lead = (motion.start_ns - now_ns) / NANOSECONDS
         if lead > 0.0:
             running = self.motion
-            if running is None or now_ns >= running.end_ns:
+            if running is None or now_ns >= running.end_ns + CYCLES_NS:
                 head = resting(self._joint_names, motion.trajectory.positions[0], lead)
                 known_ns = motion.start_ns
             else:

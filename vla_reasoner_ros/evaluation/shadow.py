@@ -146,6 +146,6 @@ def agreement(rows: Sequence[dict[str, Any]]) -> Agreement:
         would_deviate=mean([row["would_deviate"] for row in searched]),
         value_gained=mean([row["margin"] for row in other]) if other else 0.0,
         compared=len(compared),
-        rank=mean([row["demonstrated_rank"] / row["candidates"] for row in compared]),
+        rank=mean([row["demonstrated_rank"] / max(1, row["candidates"] - 1) for row in compared]),
         nearer=mean(nearer),
     )

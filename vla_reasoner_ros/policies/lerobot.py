@@ -23,6 +23,7 @@ from vla_reasoner_ros.policies.state import width
 from vla_reasoner_ros.types import ActionChunk, Observation
 
 NAME = "lerobot"
+EMPTY = "observation.images.empty_camera_"
 LOGGER = logging.getLogger(__name__)
 REMOTE_CODE = ("evo1", "gaussian_actor", "groot", "pi0_fast", "sac", "wall_x")
 """Types that, in LeRobot 0.4 to 0.6, load parts with ``trust_remote_code``."""
@@ -133,6 +134,8 @@ class LeRobot:
                 for name, parts in self._convention.state.items()
             },
         }
+        # Slots of a network for cameras that there are not: LeRobot fills what is missing there.
+        inputs = {n: s for n, s in inputs.items() if n in said or not n.startswith(EMPTY)}
         for name in sorted(inputs.keys() | said.keys()):
             if inputs.get(name) != said.get(name):
                 raise ConfigurationError(
