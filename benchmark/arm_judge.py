@@ -23,7 +23,9 @@ class Judge:
     A message is taken when it arrives. Until its first point the controller interpolates from what
     it desired in its last cycle (``interpolate_from_desired_state``), of which it remembers the
     time one cycle too early; then between the points, by quintic polynomials through position,
-    velocity and acceleration; after the last it stays there.
+    velocity and acceleration; after the last it stays there. A message that tells its end alone is
+    judged without that cycle: it is meant for an arm that is known to be somewhere near only, and
+    docs/safety.md says what it then costs.
 
     Args:
         robot: the limits.
@@ -31,7 +33,6 @@ class Judge:
         position: (J,) rad, where the arm stands; None for home.
 
     Attributes:
-        early: whether it remembers the time one cycle too early, as Jazzy's does.
         problems: broken limits and commands that the controller would have rejected.
     """
 
@@ -48,7 +49,6 @@ class Judge:
             ("jerk", 3, limits.jerk, 1.0),
         )
         self.problems: list[str] = []
-        self.early = True
 
     def hold(self, position: FloatArray) -> None:
         """Stand at a position (J,) rad from now on, as when started anew there."""
@@ -79,7 +79,7 @@ class Judge:
         if times[-1] < now_ns:
             self.problems.append("rejected: ends in the past")
         last = self._tick * MILLISECOND
-        since = last - MILLISECOND if self.early else last
+        since = last - MILLISECOND if message.known_ns < message.end_ns else last
         blend = [(since, self.desired(last))] if times[0] > last + MILLISECOND else []
         self._follow([*blend, *points])
 

@@ -108,7 +108,6 @@ def test_a_stop_at_any_time_of_a_first_motion_is_within_the_limits(moved, behind
     watch = Watch()
     watch.behind = None if behind is None else np.full(7, behind)
     watch.command()
-    watch.judge.early = behind is None  # what it adds to a blend, nobody knows the state well for
     watch.run(moved)
     watch.deadman.latch("a fault")
     watch.run(0.02)

@@ -501,7 +501,6 @@ def test_before_the_first_motion_a_stop_of_someone_else_s_begins_anywhere_near()
         np.where(np.arange(10)[:, None] < 9, 0.2 * np.eye(7)[0], 0.0),
         np.zeros((10, 7)),
     )
-    rig.judge.early = False  # what it adds to a blend, nobody knows the state well for
     rig.executor.measured(rig.now, place, np.zeros(7))
     rig.judge.receive(TimedTrajectory(rig.now, foreign, known_ns=rig.now), rig.now)
     rig.now += 2 * MS
@@ -740,7 +739,6 @@ def test_a_stop_on_the_way_back_leaves_the_arm_within_its_limits_wherever_it_is(
         return rig.executor.tick(rig.now).trajectory
 
     rig.judge = Judge(rig.robot, rig.now, start if moved else start - off)
-    rig.judge.early = False  # for what it adds, nobody knows the state well enough
     back = tick(0.5) or tick() or tick()
     if moved:
         rig.judge.receive(back, rig.now + 40 * MS)
@@ -1021,7 +1019,6 @@ def test_while_the_arms_controller_settles_nothing_hurries_it(disturb):
 
 def test_an_emergency_stop_while_the_arms_controller_comes_from_far_away_stops_it_on_its_way():
     rig = Rig(motion__settle_time=0.2)
-    rig.judge.early = False  # what it adds to a stop on a way that is known roughly
     rig.submit(rig.chunk(FORWARD))
     rig.run(2.0)
     place = rig.executor.commanded(rig.now).position - 0.6 * np.eye(7)[0]
@@ -1068,7 +1065,6 @@ def test_after_a_reset_the_arm_is_taken_where_it_is_however_it_was_stopped():
 
 def test_a_controller_that_plays_slower_than_told_is_held_until_it_does_not():
     rig = Rig()
-    rig.judge.early = False  # what it adds to a stop from where it is not known to be
     rig.move()
     rig.executor.speed_scaled(80.0, rig.now)
     rig.run(0.01)

@@ -19,7 +19,6 @@ class Cell:
 
     def __init__(self):
         self.rig = Rig(motion__settle_time=0.2, motion__lead_time=0.03, motion__stop_lead_time=0.01)
-        self.rig.judge.early = False  # what it adds to stops on ways that are known roughly
         self.offset, self.stuck = np.zeros(7), None
 
     def live(self, ticks):

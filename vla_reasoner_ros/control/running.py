@@ -11,6 +11,7 @@ from vla_reasoner_ros.control.lead import SHARE, LeadTime
 from vla_reasoner_ros.control.motion import MotionPlanner
 from vla_reasoner_ros.control.outputs import Tracking
 from vla_reasoner_ros.control.parameters import ControlParameters
+from vla_reasoner_ros.control.playback import CYCLES_NS
 from vla_reasoner_ros.control.queue import ChunkRejected, RejectionReason
 from vla_reasoner_ros.control.reference import Reference
 from vla_reasoner_ros.control.robots import Robot
@@ -280,7 +281,7 @@ class RunningMotion:
         if motion is None:
             return None
         pause = self.parameters.motion.lead_time + REPEATED_REST
-        if not self._reference.moving(now_ns):
+        if now_ns >= motion.end_ns + CYCLES_NS:
             rest = resting(self._robot.joint_names, motion.trajectory.end.position, pause)
             motion = TimedTrajectory(now_ns, rest, now_ns + round(pause * NANOSECONDS))
         return replace(self.resend(motion, now_ns), rest=pause)
