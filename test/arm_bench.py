@@ -171,9 +171,18 @@ class Bench:
         self.chunks.publish(message)
         self.wait(judged, "an answer to the chunk")
 
+    def until_it_moves(self):
+        """Let time pass until the arm moves: after a reset it is given time to come there."""
+        for _ in range(30):
+            self.run(0.05)
+            if not self.at_rest():
+                return
+        raise AssertionError((self.status, self.deadman))
+
     def move(self):
         self.send(self.chunk())
-        self.run(0.3)
+        self.until_it_moves()
+        self.run(0.25)
         assert self.status.state == ControllerState.EXECUTING, (self.status, self.deadman)
         assert np.abs(self.arm.state.velocity).max() > 0.1
 

@@ -567,7 +567,8 @@ def grasp(bench, close):
     motion = 0.2 * FORWARD
     motion[:, 6] = 0.0 if close else 1.0
     bench.send(bench.chunk(motion))
-    bench.run(0.2)
+    bench.until_it_moves()
+    bench.run(0.1)
 
 
 def dropped(bench, reason):

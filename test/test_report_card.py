@@ -1,10 +1,12 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from vla_reasoner_ros import cli
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import models_fingerprint
 from vla_reasoner_ros.sim.tasks import TASKS
@@ -182,6 +184,21 @@ def test_recorded_decisions_are_labelled_again_from_their_states(branches, tmp_p
 @pytest.fixture(scope="module")
 def branches(world):
     return record_scene(world, "red_on_plate", 65_001, 0.3, 0.3, most=3)
+
+
+def test_episodes_of_scenes_that_were_trained_on_judge_nothing(branches, tmp_path):
+    """The scene of decisions for training shows a pilot that the models know."""
+    all_of_them = [SimpleNamespace(meta=SimpleNamespace(seed=s), contract={}) for s in range(200)]
+    episodes = EpisodeSet(all_of_them)
+    held_out = {episode.meta.seed for episode in episodes.split(0.1)[1]}
+    trained, other = sorted(held_out)[:2]
+    folder = tmp_path / "train"
+    folder.mkdir()
+    replace(branches, scene=np.full_like(branches.scene, trained)).save(folder / "a.npz")
+    kept = report_card.unseen(episodes, [tmp_path / "held_out"])
+    seeds = {episode.meta.seed for episode in kept}
+    assert seeds == held_out - {trained}
+    assert other in seeds
 
 
 def as_latents(branches, encoded_root=None):

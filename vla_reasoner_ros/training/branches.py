@@ -160,6 +160,16 @@ def branches_hash(folders: Sequence[Path]) -> str:
     return digest([path for part in parts for path in branch_files(part)])
 
 
+def scenes_of(folder: Path) -> set[int]:
+    """Seeds of the scenes in a folder of branched decisions; of one that has none, none.
+
+    Raises:
+        ConfigurationError: a file there is none of branched decisions.
+    """
+    files = sorted(folder.glob("*.npz"))
+    return {int(seed) for path in files for seed in np.unique(Branches.load(path).scene)}
+
+
 def relabelled(branches: Branches, world: World) -> Branches:
     """The same decisions with the progress that the tasks give their states now.
 

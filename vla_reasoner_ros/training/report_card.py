@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from scipy import stats
 
 from vla_reasoner_ros.arguments import COUNT, WHOLE
 from vla_reasoner_ros.data import recordings
+from vla_reasoner_ros.data.episode_sets import EpisodeSet
 from vla_reasoner_ros.data.recordings import recordings_of
 from vla_reasoner_ros.errors import ConfigurationError
 from vla_reasoner_ros.files import models_fingerprint, write_atomically
 from vla_reasoner_ros.paths import models_directory
+from vla_reasoner_ros.training.branches import scenes_of
 from vla_reasoner_ros.training.latents import (
     BranchLatents,
     EpisodeLatents,
@@ -159,6 +162,24 @@ def imagine(
     return np.stack(found)
 
 
+def unseen(episodes: EpisodeSet, branches: Sequence[Path]) -> EpisodeSet:
+    """The held-out episodes, but for those whose scene decisions for training were recorded in.
+
+    Args:
+        episodes: all that were recorded.
+        branches: folders of held-out decisions; those for training are in ``train`` beside each.
+
+    Raises:
+        EpisodeError: none is left.
+        ConfigurationError: a file there is none of branched decisions.
+    """
+    _, held_out = episodes.split(0.1)
+    beside = {folder.resolve().parent / "train" for folder in branches}
+    seeds = set().union(*(scenes_of(folder) for folder in beside))
+    kept = [episode for episode in held_out if episode.meta.seed not in seeds]
+    return EpisodeSet(kept, held_out.name)
+
+
 def episode_measures(network: ProgressNetwork, episodes: list[EpisodeLatents]) -> dict[str, Any]:
     """Whether the value rises along successes and tells them from failures at the end."""
     values = [values_of(network, e.encoded[None], e.sentence[None])[0] for e in episodes]
@@ -273,8 +294,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"{VALUE_NAME} in {folder}: trained on another encoder")
     episodes: list[EpisodeLatents] = []
     if arguments.episodes:
-        _, unseen = recordings_of(arguments, arguments.episodes).split(0.1)
-        episodes = load_episodes(unseen, encoder, arguments.cache)
+        recorded = recordings_of(arguments, arguments.episodes)
+        episodes = load_episodes(unseen(recorded, arguments.branches), encoder, arguments.cache)
 
     seen = values_of(network, branches.outcomes, branches.sentence)
     value = ranking_measures(seen, branches, rng) | episode_measures(network, episodes)
